@@ -1,0 +1,332 @@
+/**
+ * The private surface of the native addon (`crates/napi`). Nothing here is public: the rest of `ts/` wraps it.
+ *
+ * Conventions: a call that fails throws (or rejects with) an `Error` whose message is the JSON of {@link NativeFault};
+ * `unwrapFault` in `ts/errors.ts` is the one place that turns it into a `TowlineError`. Rich results are JSON strings
+ * with the shapes given here, since each is asked for once a phase, not once a page. `bigint` for 64-bit addresses and lengths.
+ */
+
+/** What native code tells of a failure. */
+export interface NativeFault {
+  /** `ERR_TOWLINE_…` */
+  code: string;
+  message: string;
+  errno?: number;
+  syscall?: string;
+  /** SCT << 8 | SC */
+  nvmeStatus?: number;
+  state?: string;
+  details?: unknown;
+}
+
+export interface NativeRange {
+  gpa: bigint;
+  len: bigint;
+}
+
+/** Guest memory of one guest: regions of file descriptors, mapped here, and the log of pages marked by the caller. */
+export interface NativeGuestMemory {
+  /** `fd` is duplicated. Page-aligned numbers. */
+  addRegion(gpa: bigint, fd: number, fdOffset: bigint, len: bigint): void;
+  /** Drains accesses under way. */
+  removeRegion(gpa: bigint, len: bigint): Promise<void>;
+  ranges(): NativeRange[];
+  read(gpa: bigint, len: number): Uint8Array;
+  /** Writes, then marks the pages dirty. */
+  write(gpa: bigint, data: Uint8Array): void;
+  /** Marks pages that the caller wrote by other means. */
+  markDirty(gpa: bigint, len: bigint): void;
+  /** The dirty source fed by `write`, `markDirty` and the rehearsal tenant. */
+  markedSource(): NativeDirtySource;
+  close(): void;
+}
+
+/** A `StateChannel` in native code; also usable from JavaScript, byte by byte, by the conformance kit. */
+export interface NativeStateChannel {
+  /** bit 0 STOP_COPY, 1 P2P, 2 PRE_COPY */
+  flags(): number;
+  state(): Promise<number>;
+  setState(to: number): Promise<void>;
+  /** `bytes` missing: `kind` is 'empty-for-now' or 'end'. */
+  read(maxBytes: number): Promise<{ kind: 'bytes' | 'empty-for-now' | 'end'; bytes?: Uint8Array }>;
+  write(data: Uint8Array): Promise<void>;
+  pending(): Promise<{ initialBytes: bigint; dirtyBytes: bigint; stopCopyBytes: bigint }>;
+  reset(): Promise<void>;
+  close(): void;
+}
+
+export interface NativeDirtySource {
+  /** Returns the granularity in bytes. */
+  start(ranges: NativeRange[], pageSizeBytes: number): Promise<number>;
+  harvest(): Promise<NativeRange[]>;
+  stop(): Promise<void>;
+  close(): void;
+}
+
+/**
+ * Lets native threads call JavaScript: `callback(id, method, json, bytes)` is called on the main thread, and whoever
+ * answers calls `reply` once, at any later time. Weak: it keeps no process alive.
+ */
+export interface NativeBridge {
+  reply(id: number, json: string | null, bytes: Uint8Array | null): void;
+  fail(id: number, faultJson: string): void;
+  /**
+   * methods: `state` → json number · `setState` json number · `read` json maxBytes → json 'bytes'|'empty-for-now'|'end' (+ bytes) ·
+   * `write` bytes · `pending` → json {initialBytes,dirtyBytes,stopCopyBytes} as decimal strings · `reset`
+   */
+  stateChannel(flags: number): NativeStateChannel;
+  /** methods: `start` json {ranges:[[gpa,len]…] decimal strings, pageSizeBytes} → json granularity · `harvest` → json {ranges:[[gpa,len]…]} · `stop` */
+  dirtySource(): NativeDirtySource;
+  /** methods: those of `Fence` in ts/migration/fence.ts, json in, json out */
+  fence(): NativeFence;
+  /** methods: `send` bytes · `receive` json maxBytes → bytes (empty: end of stream) · `close` */
+  link(): NativeLink;
+  close(): void;
+}
+
+export interface NativeFence {
+  close(): void;
+}
+
+export interface NativeLink {
+  peer(): string;
+  close(): void;
+}
+
+export interface NativeListener {
+  /** The address it really listens on, port 0 resolved. */
+  address(): string;
+  accept(timeoutMs: number): Promise<NativeLink>;
+  close(): void;
+}
+
+/** Typed admin commands (crates/nvme `AdminClient`) over any admin transport. Results are JSON strings of the shapes named. */
+export interface NativeAdmin {
+  /** {@link NvmeIdentify} */
+  identify(cntlid: number | null): Promise<string>;
+  /** {vqFlexibleTotal, vqAssigned, vqPrivate…, viFlexibleTotal …} see {@link NvmePrimaryCaps} */
+  primaryCaps(): Promise<string>;
+  /** {@link NvmeSecondary}[] */
+  secondaryList(): Promise<string>;
+  /** {@link NvmeStateFormats} */
+  stateFormats(): Promise<string>;
+  /** {@link NvmeNamespace}[]: every namespace of the subsystem, with the controllers it is attached to */
+  namespaces(): Promise<string>;
+  /** action: 'offline' | 'online' | 'assign' | 'primary'; resource 'vq' | 'vi'; returns NRM */
+  virtualizationManage(action: string, cntlid: number, resource: string, count: number): Promise<number>;
+  attachNamespace(nsid: number, cntlids: number[]): Promise<void>;
+  detachNamespace(nsid: number, cntlids: number[]): Promise<void>;
+  /** HMLM channel of a controlled function; its reset is the one of the function. */
+  stateChannel(cntlid: number): NativeStateChannel;
+  /** Track Send / Track Receive of a controlled function. */
+  dirtySource(cntlid: number): NativeDirtySource;
+  close(): void;
+}
+
+export interface NvmeIdentify {
+  cntlid: number;
+  subnqn: string;
+  serialNumber: string;
+  modelNumber: string;
+  firmwareRevision: string;
+  version: string;
+  mdtsBytes: number;
+  hmlms: boolean;
+  virtualizationManagement: boolean;
+  namespaceManagement: boolean;
+  trackMemory: boolean;
+  maxNamespaces: number;
+}
+export interface NvmePrimaryCaps {
+  vq: { flexibleTotal: number; flexibleAssigned: number; flexibleToPrimary: number; privateToPrimary: number; maxPerSecondary: number; granularity: number };
+  vi: { flexibleTotal: number; flexibleAssigned: number; flexibleToPrimary: number; privateToPrimary: number; maxPerSecondary: number; granularity: number };
+}
+export interface NvmeSecondary {
+  cntlid: number;
+  primaryCntlid: number;
+  online: boolean;
+  /** 0: not a VF */
+  vfNumber: number;
+  vq: number;
+  vi: number;
+}
+export interface NvmeStateFormats {
+  versions: number[];
+  uuids: string[];
+}
+export interface NvmeNamespace {
+  nsid: number;
+  sizeBytes: string;
+  lbaSizeBytes: number;
+  nguid: string;
+  uuid: string;
+  shared: boolean;
+  attached: number[];
+}
+
+/** The embedded NVMe subsystem. `configJson`: {@link EmbeddedConfig}. */
+export interface NativeSubsystem {
+  /** {@link EmbeddedController}[] */
+  controllers(): string;
+  setNumVfs(count: number): void;
+  createSiov(): number;
+  removeSiov(cntlid: number): void;
+  /** The controlling PF's real admin queue, behind typed commands. */
+  admin(): NativeAdmin;
+  /** The DMA address space of a controlled function. */
+  attachMemory(cntlid: number, memory: NativeGuestMemory): void;
+  /** Drains. */
+  detachMemory(cntlid: number): Promise<void>;
+  flr(cntlid: number): Promise<void>;
+  /** {@link EmbeddedFault}[]: replaces all rules. */
+  setFaults(json: string): void;
+  /** {saveBytesPerSecond?, loadBytesPerSecond?, saveLatencyMs?, loadLatencyMs?, ioLatencyMs?} */
+  setRates(json: string): void;
+  close(): Promise<void>;
+}
+
+export interface EmbeddedConfig {
+  uuid: string;
+  serial: string;
+  namespaces: { path: string; sizeBytes: string; lbaSizeBytes: number; nguid: string; uuid: string; shared: boolean }[];
+  furtherPfs: number;
+  maxVfs: number;
+  maxSiov: number;
+  flexibleVq: number;
+  flexibleVi: number;
+}
+export interface EmbeddedController {
+  cntlid: number;
+  kind: 'pf' | 'vf' | 'siov';
+  controlling: boolean;
+  vfNumber: number;
+  online: boolean;
+  enabled: boolean;
+  suspended: boolean;
+  fatal: boolean;
+}
+export interface EmbeddedFault {
+  cntlid?: number;
+  queue?: 'admin' | 'io';
+  opcode?: number;
+  /** 1-based: the nth matching command from now; 1 when missing */
+  nth?: number;
+  /** how many after that; 1 when missing, 0 for all */
+  count?: number;
+  action:
+    | { kind: 'status'; sct: number; sc: number; dnr?: boolean }
+    | { kind: 'delay'; ms: number }
+    | { kind: 'drop-completion' }
+    | { kind: 'repeat' }
+    | { kind: 'hang' };
+}
+
+/** The rehearsal tenant (crates/tenant). */
+export interface NativeTenant {
+  /** Layout as JSON: {stateGpa, telemetry:{gpa,len}, workingSet:{gpa,len}, data:{gpa,len}} (decimal strings) */
+  layout(): string;
+  run(options: { logFd: number; flushOnly: boolean }): void;
+  pause(): Promise<void>;
+  resume(): void;
+  drain(timeoutMs: number): Promise<string>;
+  stop(): Promise<void>;
+  stats(): string;
+  close(): void;
+}
+
+export interface NativeProgress {
+  /** JSON of a progress event; see ts/migration/progress.ts */
+  (json: string): void;
+}
+
+/** One migration, at the source. Every step is a blocking call on a thread of its own; JSON results as in crates/engine. */
+export interface NativeSourceSession {
+  offer(json: string): Promise<string>;
+  startTracking(): Promise<void>;
+  memoryPass(): Promise<string>;
+  precopyState(): Promise<string>;
+  quiesce(): Promise<void>;
+  stop(): Promise<string>;
+  finalPass(): Promise<string>;
+  sendSection(name: string, data: Uint8Array): Promise<void>;
+  prepare(): Promise<string>;
+  commit(): Promise<string>;
+  waitRunning(): Promise<string>;
+  release(): Promise<void>;
+  abort(reason: string): Promise<string>;
+  /** For a `MigrationSession` whose caller moves its memory: dirty runs, taken and forgotten. */
+  takeDirtyRuns(maxPages: number): Promise<NativeRange[]>;
+  cancel(): void;
+  timings(): string;
+  close(): void;
+}
+
+/** One migration, at the destination. */
+export interface NativeDestinationSession {
+  readOffer(): Promise<string>;
+  answer(json: string): Promise<void>;
+  receive(): Promise<string>;
+  section(name: string): Uint8Array | null;
+  prepared(): Promise<void>;
+  waitCommit(): Promise<string>;
+  resume(): Promise<string>;
+  running(): Promise<void>;
+  abort(reason: string): Promise<string>;
+  cancel(): void;
+  timings(): string;
+  close(): void;
+}
+
+export interface NativeJournal {
+  /** JSON list of sessions with role, functions, epoch, state. */
+  sessions(): string;
+  fence(): NativeFence;
+  /** Settles a session in doubt. See `recover` in ts/migration/recover.ts for the shapes. */
+  recover(sessionId: string, link: NativeLink | null): Promise<string>;
+  declareDestinationDead(sessionId: string, reason: string): string;
+  /** Answers one peer's question over `link`. */
+  answerAsk(link: NativeLink): Promise<string>;
+  close(): void;
+}
+
+export interface NativeBinding {
+  version(): string;
+  monotonicNs(): bigint;
+  memfd(name: string, lengthBytes: bigint): number;
+  GuestMemory: new () => NativeGuestMemory;
+  Bridge: new (callback: (id: number, method: string, json: string, bytes: Uint8Array) => void) => NativeBridge;
+  /** `configJson`: {@link EmbeddedConfig} */
+  openSubsystem(configJson: string): Promise<NativeSubsystem>;
+  /** `specJson`: crates/tenant `TenantSpec` in camelCase, 64-bit numbers as decimal strings. `cntlid` of `subsystem`. */
+  bootTenant(subsystem: NativeSubsystem, cntlid: number, memory: NativeGuestMemory, specJson: string): Promise<NativeTenant>;
+  /** Takes up what is in guest memory. `hostTag` 0..255. */
+  attachTenant(subsystem: NativeSubsystem, cntlid: number, memory: NativeGuestMemory, stateGpa: bigint, hostTag: number): Promise<NativeTenant>;
+  connect(address: string, timeoutMs: number): Promise<NativeLink>;
+  listen(address: string, allowRemotePlaintext: boolean): NativeListener;
+  openJournal(directory: string): NativeJournal;
+  sourceSession(configJson: string, parts: NativeSessionParts): NativeSourceSession;
+  destinationSession(configJson: string, parts: NativeSessionParts): NativeDestinationSession;
+  /** BAR policy (JSON, see ts/bar/policy.ts) → compiled filter in its documented flat layout. */
+  compileBarPolicy(policyJson: string): Uint8Array;
+  /** Largest ranges that may be mapped straight through: JSON [{offset,len}] as decimal strings. */
+  barMmapPlan(filter: Uint8Array, pageSizeBytes: number): string;
+  /** Push decoder for migration streams: returns JSON events. */
+  StreamInspector: new (limitsJson: string) => NativeStreamInspector;
+  crc32c(seed: number, data: Uint8Array): number;
+  /** forecast inputs → forecast, JSON both (ts/migration/forecast.ts) */
+  forecast(inputJson: string): string;
+}
+
+export interface NativeStreamInspector {
+  push(bytes: Uint8Array): string;
+  finish(): string;
+}
+
+export interface NativeSessionParts {
+  link: NativeLink;
+  fence: NativeFence;
+  memory: NativeGuestMemory | null;
+  functions: { uuid: string; name: string; channel: NativeStateChannel; dirty: NativeDirtySource[] }[];
+  extraDirty: NativeDirtySource[];
+  progress: NativeProgress | null;
+}
