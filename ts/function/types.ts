@@ -1,0 +1,134 @@
+/**
+ * Controlled functions: what is provisioned, exposed and migrated. The calls are the same for every kind.
+ */
+import type { WaitOptions } from '../abort.js';
+import type { DirtySource, StateChannel } from './channel.js';
+
+/** What a controlled function is on the bus. Nothing above the drivers branches on it. */
+export type FunctionKind = 'pf' | 'vf' | 'siov';
+
+/** The kinds, for checking a word from outside. */
+export const functionKinds = ['pf', 'vf', 'siov'] as const satisfies readonly FunctionKind[];
+
+/** How a controlled function is made visible. */
+export type ExposureName = 'none' | 'kernel' | 'vfio' | 'vfio-user';
+
+/** The exposures, for checking a word from outside. */
+export const exposureNames = ['none', 'kernel', 'vfio', 'vfio-user'] as const satisfies readonly ExposureName[];
+
+/**
+ * Where a controlled function is in its life: `absent → provisioned → configured → migration-enabled → exposed → released`.
+ * Migration may be left out. `lost`: it went with its holder.
+ */
+export type LifecycleState = 'absent' | 'provisioned' | 'configured' | 'migration-enabled' | 'exposed' | 'released' | 'lost';
+
+/** What a function is to be given. What is left out is the driver's default. */
+export interface FunctionConfig {
+  /** I/O queue pairs, the admin queue not counted. 1 to 65535. */
+  queues?: number | undefined;
+  /** Interrupt vectors, the admin queue's included. 1 to 2048. */
+  vectors?: number | undefined;
+  /** Namespace identifiers to attach, each 1 or more. */
+  namespaces?: readonly number[] | undefined;
+}
+
+/** What to provision, and how far to bring it. */
+export interface FunctionSpec extends FunctionConfig {
+  /** Which kind. */
+  kind: FunctionKind;
+  /** Kept through migrations; a random one where it is left out. */
+  uuid?: string | undefined;
+  /** For people; the UUID where it is left out. At most 64 characters. */
+  name?: string | undefined;
+  /** Enable live migration before the function is visible. Default: true. */
+  migration?: boolean | undefined;
+  /** How to make it visible. Default: `none`. */
+  expose?: ExposureName | undefined;
+}
+
+/**
+ * Stable codes of the reasons why a function can't be migrated, or why a controlling function can't migrate anything.
+ */
+export type ReasonCode =
+  | 'controlling-function-cannot-migrate'
+  | 'function-is-controlling'
+  | 'function-offline'
+  | 'function-failed'
+  | 'migration-not-enabled'
+  | 'no-state-format'
+  | 'no-dirty-tracking'
+  | 'namespace-not-shared'
+  | 'namespace-without-identity'
+  | 'no-guest-memory'
+  | 'exposure-not-transferable'
+  | 'function-released'
+  | 'function-lost'
+  | 'other';
+
+/** One reason, and what would mend it. */
+export interface Reason {
+  /** Stable. */
+  readonly code: ReasonCode;
+  /** What is the matter, in one sentence. */
+  readonly message: string;
+  /** What would mend it, in one sentence. */
+  readonly mend: string;
+}
+
+/** How the destination's fact has to relate to the source's. */
+export type FactRule = 'equal' | 'at-least' | 'superset' | 'intersects';
+
+/** A fact's value: plain JSON. 64-bit numbers are decimal strings. */
+export type FactValue = string | number | boolean | readonly (string | number)[];
+
+/** One fact of the offer. */
+export interface Fact {
+  readonly value: FactValue;
+  /**
+   * `equal`: the same value. `at-least`: the destination's number is not smaller. `superset`: the destination has every
+   * element. `intersects`: at least one element is common.
+   */
+  readonly rule: FactRule;
+  /** Why it matters, for the message of a mismatch. */
+  readonly why: string;
+}
+
+/** The facts of a function that its destination must match, by name. */
+export type FunctionDescriptor = Readonly<Record<string, Fact>>;
+
+/** What a migration needs of a function; the least that a driver implements. */
+export interface MigratableFunction {
+  /** Kept through migrations; lower-case with dashes. */
+  readonly uuid: string;
+  /** For people. */
+  readonly name: string;
+  readonly kind: FunctionKind;
+  /** The one channel of its device state. The same object every time. */
+  channel(): StateChannel;
+  /** Who tells which pages this function wrote. The same objects every time. */
+  dirtySources(): readonly DirtySource[];
+  /** What a destination must match. */
+  descriptor(options?: WaitOptions): Promise<FunctionDescriptor>;
+  /** Every reason why it can't be migrated now; empty where it can. */
+  explain(options?: WaitOptions): Promise<readonly Reason[]>;
+}
+
+/** A controlled function, from the moment it is provisioned until it is released. */
+export interface ControlledFunction extends MigratableFunction {
+  /** Where it is in its life. */
+  readonly state: LifecycleState;
+  /** What it was given, as the device granted it. */
+  readonly spec: Readonly<FunctionSpec>;
+  /** How it is visible now; `none` where it is not. */
+  readonly exposure: ExposureName;
+  /** Gives it other resources; only before it is exposed. */
+  configure(config: FunctionConfig, options?: WaitOptions): Promise<void>;
+  /** Makes it visible, or hides it again by `none`. */
+  expose(exposure: ExposureName, options?: WaitOptions): Promise<void>;
+  /** Gives it back to the controlling function. Idempotent. */
+  release(options?: WaitOptions): Promise<void>;
+  /** Lets go of this object; the function stays. Idempotent. */
+  close(): Promise<void>;
+  /** As {@link ControlledFunction.close}. */
+  [Symbol.asyncDispose](): Promise<void>;
+}
