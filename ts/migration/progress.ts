@@ -1,0 +1,68 @@
+import { channel } from 'node:diagnostics_channel';
+import type { Forecast } from './forecast.js';
+import type { Phase } from './phases.js';
+import type { MigrationReport } from './report.js';
+import type { Mismatch } from './offer.js';
+
+/**
+ * What a migration tells while it is under way. A discriminated union over `type`; new members may be added in minor
+ * versions, so switch with a default.
+ */
+export type MigrationEvent =
+  | { type: 'phase'; session: string; phase: Phase }
+  | { type: 'mismatch'; session: string; mismatches: Mismatch[] }
+  | { type: 'forecast'; session: string; forecast: Forecast; frozen: boolean }
+  | { type: 'pages'; session: string; round: number; sentPages: number; totalPages: number; wireBytes: number }
+  | { type: 'round'; session: string; round: number; pages: number; wireBytes: number; ms: number; dirtyPagesAfter: number }
+  | { type: 'state'; session: string; function: string; bytes: number }
+  | { type: 'converge'; session: string; action: 'continue' | 'stop' | 'throttle' | 'rate-limit' | 'give-up'; why: string }
+  | { type: 'in-doubt'; session: string; why: string }
+  | { type: 'report'; session: string; report: MigrationReport };
+
+/** `node:diagnostics_channel` on which every event of every migration in this process is published as well. */
+export const DIAGNOSTICS_CHANNEL = 'towline:migration';
+
+const diagnostics = channel(DIAGNOSTICS_CHANNEL);
+
+/** How many events wait for a slow reader; past it the oldest `pages` events are dropped, never another kind. */
+const MOST_WAITING = 1024;
+
+/** Hands events to one reader, in order. */
+export class EventQueue implements AsyncIterable<MigrationEvent> {
+  readonly #waiting: MigrationEvent[] = [];
+  #wake: (() => void) | undefined;
+  #ended = false;
+
+  /** Adds an event and publishes it. */
+  push(event: MigrationEvent): void {
+    if (diagnostics.hasSubscribers) diagnostics.publish(event);
+    if (this.#ended) return;
+    if (this.#waiting.length >= MOST_WAITING) {
+      const oldest = this.#waiting.findIndex((e) => e.type === 'pages');
+      if (oldest >= 0) this.#waiting.splice(oldest, 1);
+    }
+    this.#waiting.push(event);
+    this.#wake?.();
+  }
+
+  /** No more events come. */
+  end(): void {
+    this.#ended = true;
+    this.#wake?.();
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<MigrationEvent, void, void> {
+    for (;;) {
+      const event = this.#waiting.shift();
+      if (event !== undefined) {
+        yield event;
+        continue;
+      }
+      if (this.#ended) return;
+      await new Promise<void>((resolve) => {
+        this.#wake = resolve;
+      });
+      this.#wake = undefined;
+    }
+  }
+}

@@ -1,0 +1,38 @@
+import type { Forecast } from './forecast.js';
+import type { Mismatch } from './offer.js';
+import type { PhaseTime } from './phases.js';
+
+/**
+ * How a migration ended.
+ *
+ * - `committed`: the destination owns the functions and runs them.
+ * - `rolled-back`: nothing moved; the source runs on.
+ * - `in-doubt`: the link broke after COMMIT-INTENT: the source is fenced and stopped until `recover` settles it.
+ * - `dry-run`: it ended after the forecast, as asked.
+ */
+export type Outcome = 'committed' | 'rolled-back' | 'in-doubt' | 'dry-run';
+
+/** What a migration was, at its end. All times in milliseconds. */
+export interface MigrationReport {
+  session: string;
+  role: 'source' | 'destination';
+  outcome: Outcome;
+  /** Why it was rolled back or is in doubt. */
+  why?: string;
+  epoch: string;
+  functions: { uuid: string; name: string }[];
+  mismatches: Mismatch[];
+  /**
+   * From the instant the function may no longer execute at the source to the instant that the source learns it may at the
+   * destination, the hold left out. 0 where it never stopped; after a rollback, until it ran again at the source.
+   */
+  downtimeMs: number;
+  totalMs: number;
+  /** Memory passes before the stop, the full one included. */
+  rounds: number;
+  bytes: { memory: number; deviceState: number; wire: number };
+  pages: { sent: number; zero: number; hole: number };
+  phases: PhaseTime[];
+  /** The one frozen before pre-copy; missing where it ended earlier. */
+  forecast?: Forecast;
+}
