@@ -1,5 +1,5 @@
 /**
- * Cancellation: everything that waits takes `{ signal }` last, and rejects with `ERR_TOWLINE_CANCELLED` once it fires.
+ * Cancellation: everything that waits takes `{ signal }` last, and rejects with `ERR_TOWLINE_ABORTED` once it fires.
  */
 import { TowlineError } from './errors.js';
 
@@ -12,9 +12,9 @@ export interface WaitOptions {
 /** The error of a fired signal; its `cause` is `signal.reason`, its `name` is `AbortError`. */
 export function abortError(signal: AbortSignal): TowlineError {
   const reason: unknown = signal.reason;
-  if (reason instanceof TowlineError && reason.code === 'ERR_TOWLINE_CANCELLED') return reason;
+  if (reason instanceof TowlineError && reason.code === 'ERR_TOWLINE_ABORTED') return reason;
   const why = reason instanceof Error ? reason.message : typeof reason === 'string' ? reason : 'cancelled';
-  return new TowlineError('ERR_TOWLINE_CANCELLED', why, { cause: reason });
+  return new TowlineError('ERR_TOWLINE_ABORTED', why, { cause: reason });
 }
 
 /** Throws {@link abortError} where `signal` has fired. */

@@ -7,9 +7,9 @@
  */
 export const errorCodes = {
   /** The caller's `AbortSignal` fired. Nothing to mend: what was under way was undone. The reason is in `cause`. */
-  ERR_TOWLINE_CANCELLED: 'the caller cancelled; what was under way was undone',
+  ERR_TOWLINE_ABORTED: 'the caller cancelled; what was under way was undone',
   /** An argument has the wrong type, range or alignment. Mend the call. */
-  ERR_TOWLINE_ARGUMENT: 'mend the call: the message names the argument and its limits',
+  ERR_TOWLINE_INVALID_ARGUMENT: 'mend the call: the message names the argument and its limits',
   /** The call does not fit the state of the function, or the arc does not exist. See `state`. */
   ERR_TOWLINE_STATE: 'bring the function into a state in which the call is allowed, or reset it',
   /** Device state that was written is truncated, foreign, corrupted or of another version. Reset, then send a whole state. */

@@ -44,7 +44,7 @@ export class TowlineError extends Error {
   constructor(code: TowlineErrorCode, message: string, fields: TowlineErrorFields = {}) {
     super(message, 'cause' in fields && fields.cause !== undefined ? { cause: fields.cause } : undefined);
     // AbortError is the name by which the platform's own code tells cancellation from failure.
-    this.name = code === 'ERR_TOWLINE_CANCELLED' ? 'AbortError' : 'TowlineError';
+    this.name = code === 'ERR_TOWLINE_ABORTED' ? 'AbortError' : 'TowlineError';
     this.code = code;
     this.errno = fields.errno;
     this.syscall = fields.syscall;
@@ -90,6 +90,9 @@ export function isTowlineError(error: unknown, code?: TowlineErrorCode): error i
   return error instanceof TowlineError && (code === undefined || error.code === code);
 }
 
+/** crates/engine says cancelled; to whoever holds an `AbortSignal` it is the abort that was asked for. */
+const nativeSynonyms: Readonly<Record<string, TowlineErrorCode>> = { ERR_TOWLINE_CANCELLED: 'ERR_TOWLINE_ABORTED' };
+
 /** The longest native message that is looked at. */
 const MAX_FAULT_CHARS = 1 << 20;
 
@@ -116,8 +119,9 @@ export function unwrapFault(thrown: unknown, fields: TowlineErrorFields = {}): T
   const message = thrown instanceof Error ? thrown.message : String(thrown);
   const fault = parseFault(message);
   if (fault === undefined) return fromSystemError(thrown, message, fields);
-  const known = isErrorCode(fault.code);
-  return new TowlineError(known ? (fault.code as TowlineErrorCode) : 'ERR_TOWLINE_INTERNAL', fault.message, {
+  const code = Object.hasOwn(nativeSynonyms, fault.code) ? nativeSynonyms[fault.code] : fault.code;
+  const known = isErrorCode(code);
+  return new TowlineError(known ? code : 'ERR_TOWLINE_INTERNAL', fault.message, {
     errno: fault.errno ?? fields.errno,
     syscall: fault.syscall ?? fields.syscall,
     nvmeStatus: fault.nvmeStatus ?? fields.nvmeStatus,
