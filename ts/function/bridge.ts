@@ -6,6 +6,7 @@ import { TowlineError } from '../errors.js';
 import type { NativeDirtySource, NativeStateChannel } from '../native/binding.js';
 import { JsBridge } from '../native/bridge.js';
 import { kNative, type DirtySource, type StateChannel } from './channel.js';
+import { NativeChannel, NativeSource } from './native-channel.js';
 import { deviceStates, flagBits, stateFromNumber, stateNumber } from './state.js';
 
 /** A native handle for a session, and how to let go of what was made for it. The implementation itself stays open. */
@@ -100,4 +101,14 @@ export function nativeDirtySource(source: DirtySource): NativeHandle<NativeDirty
     }
   });
   return { native: bridge.native.dirtySource(), close: () => bridge.close() };
+}
+
+/** A native state channel as the interface shows it. */
+export function wrapStateChannel(handle: NativeStateChannel): StateChannel {
+  return new NativeChannel(handle);
+}
+
+/** A native dirty source as the interface shows it. */
+export function wrapDirtySource(handle: NativeDirtySource): DirtySource {
+  return new NativeSource(handle);
 }
