@@ -1,0 +1,24 @@
+// The benchmark of a migration runs and reports in its documented shape. Its figures are not judged here: they belong
+// to the machine.
+import { Checks, must } from './lib/checks.mjs';
+import { jsonLines } from './lib/json-lines.mjs';
+import { run } from './lib/process.mjs';
+import { closingLines, exitCode } from './lib/results.mjs';
+
+const checks = new Checks();
+await checks.check('bench migrate --json', async () => {
+  const args = ['run', '--silent', 'bench', '--', 'migrate', '--json'];
+  const result = await run('npm', args, { echo: 'stderr' });
+  must(result.code === 0, `exit code ${result.code}`);
+  const lines = jsonLines(result.stdout);
+  must(lines.length > 0, 'it reported nothing');
+  for (const line of lines) {
+    const where = JSON.stringify(line);
+    for (const name of ['bench', 'case', 'unit', 'peer', 'goal'])
+      must(typeof line[name] === 'string', `${name}: ${where}`);
+    for (const name of ['ours', 'theirs', 'ratio']) must(Number.isFinite(line[name]), `${name}: ${where}`);
+    must(typeof line['met'] === 'boolean', `met: ${where}`);
+  }
+});
+process.stdout.write(closingLines(checks.counts));
+process.exitCode = exitCode(checks.counts);
