@@ -2,6 +2,8 @@
  * Controlled functions: what is provisioned, exposed and migrated. The calls are the same for every kind.
  */
 import type { WaitOptions } from '../abort.js';
+import type { Migration } from '../migration/migration.js';
+import type { MigrateOptions } from '../migration/options.js';
 import type { DirtySource, StateChannel } from './channel.js';
 
 /** What a controlled function is on the bus. Nothing above the drivers branches on it. */
@@ -96,6 +98,13 @@ export interface Fact {
 /** The facts of a function that its destination must match, by name. */
 export type FunctionDescriptor = Readonly<Record<string, Fact>>;
 
+/** What a function keeps through migrations. */
+export interface FunctionIdentity {
+  /** Lower-case with dashes. */
+  readonly uuid: string;
+  readonly name: string;
+}
+
 /** What a migration needs of a function; the least that a driver implements. */
 export interface MigratableFunction {
   /** Kept through migrations; lower-case with dashes. */
@@ -111,6 +120,8 @@ export interface MigratableFunction {
   descriptor(options?: WaitOptions): Promise<FunctionDescriptor>;
   /** Every reason why it can't be migrated now; empty where it can. */
   explain(options?: WaitOptions): Promise<readonly Reason[]>;
+  /** Takes over the identity of the function whose state it was given; `receive` calls it once the commit is durable. */
+  adopt?(identity: FunctionIdentity): void;
 }
 
 /** A controlled function, from the moment it is provisioned until it is released. */
@@ -125,6 +136,8 @@ export interface ControlledFunction extends MigratableFunction {
   configure(config: FunctionConfig, options?: WaitOptions): Promise<void>;
   /** Makes it visible, or hides it again by `none`. */
   expose(exposure: ExposureName, options?: WaitOptions): Promise<void>;
+  /** Migrates it, and the guest memory in `options`, to where `options.to` says. As `migrate(fn, options)`. */
+  migrate(options: MigrateOptions): Migration;
   /** Gives it back to the controlling function. Idempotent. */
   release(options?: WaitOptions): Promise<void>;
   /** Lets go of this object; the function stays. Idempotent. */

@@ -1,0 +1,77 @@
+/**
+ * A controlled NVMe function: its device state, its writes, what a destination must match, and why it can't be migrated.
+ */
+import type { DirtySource, StateChannel } from '../../function/channel.js';
+import { BaseFunction } from '../../function/controlled.js';
+import type { FunctionDescriptor, FunctionIdentity, FunctionSpec, Reason } from '../../function/types.js';
+import type { ControllingFunction } from '../driver.js';
+import type { NvmeNamespace } from './admin.js';
+import type { NvmeBackend } from './backend.js';
+import { explainController, explainNvme, explainNamespaces } from './explain.js';
+
+/** What a destination compares of a namespace: nothing that differs between two views of one disk. */
+function namespaceFact(n: NvmeNamespace): string {
+  return `${n.nsid}:${n.nguid}:${n.uuid}:${n.sizeBytes}:${n.lbaSizeBytes}`;
+}
+
+/** See {@link BaseFunction}. */
+export class NvmeFunction extends BaseFunction {
+  /** Controller identifier; never the same thing at the destination. */
+  readonly cntlid: number;
+  readonly #backend: NvmeBackend;
+
+  constructor(controlling: ControllingFunction, backend: NvmeBackend, cntlid: number, identity: FunctionIdentity, spec: FunctionSpec) {
+    super(controlling, identity, spec);
+    this.#backend = backend;
+    this.cntlid = cntlid;
+  }
+
+  protected openChannel(): StateChannel {
+    return this.#backend.admin.stateChannel(this.cntlid);
+  }
+
+  protected openDirtySources(): readonly DirtySource[] {
+    return [this.#backend.admin.dirtySource(this.cntlid)];
+  }
+
+  async descriptor(): Promise<FunctionDescriptor> {
+    const { admin } = this.#backend;
+    const identify = await admin.identify();
+    const formats = await admin.stateFormats();
+    const attached = (await admin.namespaces()).filter((n) => n.attached.includes(this.cntlid));
+    const { queues = 0, vectors = 0 } = this.spec;
+    return {
+      technology: { value: 'nvme', rule: 'equal', why: 'device state of one technology means nothing to another' },
+      kind: { value: this.kind, rule: 'equal', why: 'the guest sees another configuration space otherwise' },
+      model: { value: identify.modelNumber, rule: 'equal', why: 'the guest read it, and vendor parts of the state belong to it' },
+      'nvme-version': { value: identify.version, rule: 'equal', why: 'the guest drives the version that it read' },
+      'state-versions': { value: formats.versions, rule: 'intersects', why: 'the destination has to read what the source writes' },
+      'state-vendors': {
+        value: formats.uuids,
+        rule: formats.uuids.length === 0 ? 'superset' : 'intersects',
+        why: 'vendor parts of the state are read by the same vendor only',
+      },
+      'max-transfer-bytes': { value: identify.mdtsBytes, rule: 'at-least', why: 'the guest sends commands as large as it read' },
+      queues: { value: queues, rule: 'at-least', why: 'every I/O queue that the guest has made needs one' },
+      vectors: { value: vectors, rule: 'at-least', why: 'every interrupt vector that the guest uses needs one' },
+      namespaces: {
+        value: attached.map(namespaceFact).sort(),
+        rule: 'equal',
+        why: 'both sides have to share the same disks under the same identifiers (nsid:nguid:uuid:bytes:block)',
+      },
+    };
+  }
+
+  protected async explainDevice(): Promise<readonly Reason[]> {
+    const { admin } = this.#backend;
+    return [
+      ...explainController(await admin.identify(), await admin.stateFormats()),
+      ...explainNvme(
+        this.name,
+        (await this.#backend.controllers()).find((c) => c.cntlid === this.cntlid),
+        (await admin.secondaries()).find((s) => s.cntlid === this.cntlid),
+      ),
+      ...explainNamespaces(this.cntlid, await admin.namespaces()),
+    ];
+  }
+}

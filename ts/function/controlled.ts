@@ -1,0 +1,163 @@
+/**
+ * What every controlled function has in common, so that a driver writes only what is its own.
+ */
+import type { WaitOptions } from '../abort.js';
+import type { ControllingFunction } from '../drivers/driver.js';
+import { TowlineError } from '../errors.js';
+import type { Migration } from '../migration/migration.js';
+import type { MigrateOptions } from '../migration/options.js';
+import { migrate } from '../migration/source.js';
+import type { DirtySource, StateChannel } from './channel.js';
+import { checkLifecycleArc } from './lifecycle.js';
+import { checkUuid } from './spec.js';
+import type {
+  ControlledFunction,
+  ExposureName,
+  FunctionConfig,
+  FunctionDescriptor,
+  FunctionIdentity,
+  FunctionKind,
+  FunctionSpec,
+  LifecycleState,
+  Reason,
+} from './types.js';
+
+/** Base class of controlled functions. The driver's controlling function does the work and tells it by {@link BaseFunction.advance}. */
+export abstract class BaseFunction implements ControlledFunction {
+  readonly kind: FunctionKind;
+  readonly #controlling: ControllingFunction;
+  #uuid: string;
+  #name: string;
+  #spec: FunctionSpec;
+  #state: LifecycleState = 'absent';
+  #exposure: ExposureName = 'none';
+  #channel: StateChannel | undefined;
+  #sources: readonly DirtySource[] | undefined;
+  #closed = false;
+
+  constructor(controlling: ControllingFunction, identity: FunctionIdentity, spec: FunctionSpec) {
+    this.#controlling = controlling;
+    this.kind = spec.kind;
+    this.#uuid = checkUuid(identity.uuid);
+    this.#name = identity.name;
+    this.#spec = { ...spec, uuid: this.#uuid, name: this.#name };
+  }
+
+  /** Makes its one channel. */
+  protected abstract openChannel(): StateChannel;
+  /** Makes its dirty sources. */
+  protected abstract openDirtySources(): readonly DirtySource[];
+  abstract descriptor(options?: WaitOptions): Promise<FunctionDescriptor>;
+  /** The reasons that the device gives; those of the lifecycle are added here. */
+  protected abstract explainDevice(options?: WaitOptions): Promise<readonly Reason[]>;
+
+  get uuid(): string {
+    return this.#uuid;
+  }
+
+  get name(): string {
+    return this.#name;
+  }
+
+  get state(): LifecycleState {
+    return this.#state;
+  }
+
+  get exposure(): ExposureName {
+    return this.#exposure;
+  }
+
+  get spec(): Readonly<FunctionSpec> {
+    return this.#spec;
+  }
+
+  /** For the driver: checks that `to` can follow. */
+  checkArc(to: LifecycleState): void {
+    checkLifecycleArc(this, this.#state, to);
+  }
+
+  /** For the driver: the function is in `to` now, and has what `changes` says. */
+  advance(to: LifecycleState, changes: Partial<FunctionSpec> = {}): void {
+    this.checkArc(to);
+    this.#state = to;
+    this.#spec = { ...this.#spec, ...changes };
+    if (changes.expose !== undefined) this.#exposure = changes.expose;
+    if (to === 'released' || to === 'lost') this.#exposure = 'none';
+  }
+
+  adopt(identity: FunctionIdentity): void {
+    this.#uuid = checkUuid(identity.uuid);
+    this.#name = identity.name;
+    this.#spec = { ...this.#spec, uuid: this.#uuid, name: this.#name };
+  }
+
+  channel(): StateChannel {
+    this.#checkUsable();
+    this.#channel ??= this.openChannel();
+    return this.#channel;
+  }
+
+  dirtySources(): readonly DirtySource[] {
+    this.#checkUsable();
+    this.#sources ??= this.openDirtySources();
+    return this.#sources;
+  }
+
+  async explain(options?: WaitOptions): Promise<readonly Reason[]> {
+    if (this.#state === 'released') {
+      return [{ code: 'function-released', message: `${this.name} was released`, mend: 'provision a function' }];
+    }
+    if (this.#state === 'lost') {
+      return [
+        {
+          code: 'function-lost',
+          message: `${this.name} was lost with the process that held it`,
+          mend: 'provision it again, or recover on the side that it went to',
+        },
+      ];
+    }
+    const reasons = [...(await this.explainDevice(options))];
+    if (this.spec.migration === false || this.#state === 'provisioned' || this.#state === 'configured') {
+      reasons.push({
+        code: 'migration-not-enabled',
+        message: `migration of ${this.name} is not enabled`,
+        mend: 'enable it: towline configure --migration on, or controlling.enableMigration(fn)',
+      });
+    }
+    return reasons;
+  }
+
+  configure(config: FunctionConfig, options?: WaitOptions): Promise<void> {
+    return this.#controlling.configure(this, config, options);
+  }
+
+  expose(exposure: ExposureName, options?: WaitOptions): Promise<void> {
+    return this.#controlling.expose(this, exposure, options);
+  }
+
+  migrate(options: MigrateOptions): Migration {
+    return migrate(this, options);
+  }
+
+  release(options?: WaitOptions): Promise<void> {
+    return this.#controlling.release(this, options);
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    for (const source of this.#sources ?? []) await source.close();
+    await this.#channel?.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #checkUsable(): void {
+    if (this.#closed) throw new TowlineError('ERR_TOWLINE_CLOSED', `${this.name} is closed`, { function: this.uuid });
+    if (this.#state === 'released' || this.#state === 'lost') {
+      throw new TowlineError('ERR_TOWLINE_STATE', `${this.name} is ${this.#state}`, { function: this.uuid, state: this.#state });
+    }
+  }
+}
