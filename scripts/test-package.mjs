@@ -1,15 +1,7 @@
 // Packs the package, then looks at it as a user gets it: publint and attw find nothing, and installed from the
 // tarballs into an empty folder, with neither cargo nor this repository in reach, it imports, runs the example of the
 // README and answers `towline --version`.
-import {
-  existsSync,
-  mkdirSync,
-  mkdtempSync,
-  readFileSync,
-  rmSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 

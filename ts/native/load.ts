@@ -2,19 +2,7 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 
-/** Why the native part could not be loaded: there is none for this platform, or the one there is did not load. */
-export class NativeLoadError extends Error {
-  override readonly name = 'NativeLoadError';
-  /** Stable code of this error. */
-  readonly code = 'ERR_TOWLINE_NATIVE_LOAD';
-  /** The platform that was looked for: `linux-x64-gnu`, say. */
-  readonly platform: string;
-
-  constructor(platform: string, message: string, options?: ErrorOptions) {
-    super(message, options);
-    this.platform = platform;
-  }
-}
+import { TowlineError } from '../errors.js';
 
 const require = createRequire(import.meta.url);
 
@@ -38,7 +26,8 @@ let loaded: unknown;
  * In a clone of the repository the freshly built file comes first, so that a published package installed by chance
  * never hides it.
  *
- * @throws {@link NativeLoadError} when there is no native part for this platform, or it does not load.
+ * @throws TowlineError `ERR_TOWLINE_NATIVE_LOAD` when there is none for this platform, or it does not load; `details`
+ * has the `platform`, `linux-x64-gnu` say, and the package that was looked for.
  */
 export function loadNative(): unknown {
   if (loaded !== undefined) return loaded;
@@ -48,15 +37,10 @@ export function loadNative(): unknown {
   try {
     loaded = require(existsSync(local) ? local : packaged) as unknown;
   } catch (cause) {
-    if (!moduleNotFound(cause)) {
-      throw new NativeLoadError(platform, `the native part of towline for ${platform} did not load`, { cause });
-    }
-    throw new NativeLoadError(
-      platform,
-      `there is no native part of towline for ${platform}: the package ${packaged} is not installed. ` +
-        'It exists for linux-x64-gnu; in a clone of the repository, run "npm run build:native"',
-      { cause },
-    );
+    const message = moduleNotFound(cause)
+      ? `there is no native part for ${platform}: ${packaged} is not installed, and nothing is built here`
+      : `the native part for ${platform} is there, but does not load`;
+    throw new TowlineError('ERR_TOWLINE_NATIVE_LOAD', message, { cause, details: { platform, packaged } });
   }
   return loaded;
 }
