@@ -1,59 +1,65 @@
+import { TowlineError } from '../errors.js';
 import type { NativeFence } from '../native/binding.js';
 import { JsBridge } from '../native/bridge.js';
 
-/** Names one side of one handoff. `epoch` is a decimal string: it is a 64-bit number. */
-export interface FenceSession {
-  session: string;
-  role: 'source' | 'destination';
-  functions: string[];
-  epoch: string;
-}
+/** Which side of a session. */
+export type Role = 'source' | 'destination';
 
 /**
- * Decides who owns a session's functions: a compare-and-set of an epoch. Every method resolves only when what it says is
- * durable, and rejects when that is not known. The default is a journal on each side ({@link Journal}); an outside one
- * (a lease in a coordination service, say) implements the same interface.
+ * One durable fact of a session. Epochs are whole numbers up to 2^53 - 1.
+ *
+ * - `opened`: the session exists, with its functions and its epoch.
+ * - `intent`: source: COMMIT counts as sent from here on.
+ * - `committed`: destination: it owns the functions.
+ * - `refused`: destination: this epoch can never commit.
+ * - `released`: source: the destination has committed; the functions here are nobody's.
+ * - `aborted`: source: it keeps the functions; destination: this epoch can never commit.
+ * - `declared-dead`: source: a person declared that the destination stays dead, and took the functions back.
+ */
+export type FenceRecord =
+  | { record: 'opened'; session: string; role: Role; functions: string[]; epoch: number }
+  | { record: 'intent' | 'committed'; epoch: number }
+  | { record: 'refused'; epoch: number; reason: string }
+  | { record: 'released' }
+  | { record: 'aborted' | 'declared-dead'; reason: string };
+
+/**
+ * Durable ownership. The default is a {@link Journal} on each side; an outside one (a lease in a coordination service, say)
+ * implements the same. The rules of which record may follow which are checked before `append` is called; `append` has to
+ * make comparing and setting one step.
  */
 export interface Fence {
-  /** The highest epoch that this side has seen for any of `functions`, as a decimal string. */
-  highestEpoch(functions: string[]): Promise<string>;
-  /** Opens a session. Rejects where `epoch` does not exceed every epoch seen. */
-  open(session: FenceSession): Promise<void>;
-  /** Source: from here on COMMIT counts as sent. */
-  intent(session: FenceSession): Promise<void>;
-  /** Destination: takes ownership; source: learned that the destination has it. Rejects a refused epoch. */
-  commit(session: FenceSession): Promise<void>;
-  /** Destination: this epoch can never commit from now on. */
-  refuse(session: FenceSession): Promise<void>;
-  /** Source: lets go after a commit. */
-  release(session: FenceSession): Promise<void>;
-  /** Source: gives up before intent, or after the destination's durable refusal. */
-  abort(session: FenceSession): Promise<void>;
-}
-
-/** A fence that native sessions can use. */
-export interface NativeFenceHolder {
-  readonly nativeFence: NativeFence;
-  close(): void;
+  /** The highest epoch seen for any of `functions` (UUIDs), 0 where there is none. */
+  highestEpoch(functions: readonly string[]): Promise<number>;
+  /**
+   * Makes `record` durable as number `expected` (from 0) of this side of the session, or rejects with `ERR_TOWLINE_FENCED` where
+   * another is there already, or where an `opened` record's epoch does not exceed every epoch seen. After any other
+   * rejection it is not known whether the record is durable.
+   */
+  append(session: string, role: Role, record: FenceRecord, expected: number): Promise<void>;
+  /** All records of one side of a session, in order. */
+  records(session: string, role: Role): Promise<FenceRecord[]>;
+  /** All sessions, with the side taken in each. */
+  sessions(): Promise<{ session: string; role: Role }[]>;
 }
 
 /** Lets native sessions use a fence written in TypeScript. */
-export function bridgeFence(fence: Fence): NativeFenceHolder {
+export function bridgeFence(fence: Fence): { native: NativeFence; close(): void } {
   const bridge = new JsBridge(async (method, json) => {
+    const request = json as { session: string; role: Role; record: FenceRecord; expected: number; functions: string[] };
     switch (method) {
       case 'highestEpoch':
-        return { json: await fence.highestEpoch(json as string[]) };
-      case 'open':
-      case 'intent':
-      case 'commit':
-      case 'refuse':
-      case 'release':
-      case 'abort':
-        await fence[method](json as FenceSession);
+        return { json: await fence.highestEpoch(request.functions) };
+      case 'append':
+        await fence.append(request.session, request.role, request.record, request.expected);
         return {};
+      case 'records':
+        return { json: await fence.records(request.session, request.role) };
+      case 'sessions':
+        return { json: await fence.sessions() };
       default:
-        throw new Error(`a fence has no method ${method}`);
+        throw new TowlineError('ERR_TOWLINE_INTERNAL', `a fence has no method ${method}`);
     }
   });
-  return { nativeFence: bridge.native.fence(), close: () => bridge.close() };
+  return { native: bridge.native.fence(), close: () => bridge.close() };
 }

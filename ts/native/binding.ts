@@ -302,7 +302,7 @@ export interface NativeBinding {
   /** Takes up what is in guest memory. `hostTag` 0..255. */
   attachTenant(subsystem: NativeSubsystem, cntlid: number, memory: NativeGuestMemory, stateGpa: bigint, hostTag: number): Promise<NativeTenant>;
   connect(address: string, timeoutMs: number): Promise<NativeLink>;
-  listen(address: string, allowRemotePlaintext: boolean): NativeListener;
+  listen(address: string, allowRemotePlaintext: boolean, idleTimeoutMs: number): NativeListener;
   openJournal(directory: string): NativeJournal;
   sourceSession(configJson: string, parts: NativeSessionParts): NativeSourceSession;
   destinationSession(configJson: string, parts: NativeSessionParts): NativeDestinationSession;

@@ -1,13 +1,15 @@
-//! State channels and dirty sources as objects of JavaScript. A session takes what is inside; until then JavaScript may use
-//! them itself, which is how the conformance kit exercises a native implementation.
+//! State channels and dirty sources as objects of JavaScript. A session borrows them, and JavaScript may use them itself
+//! before and after, which is how the conformance kit exercises a native implementation.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::Env;
 use napi::bindgen_prelude::{BigInt, Object, Uint8Array};
 use napi_derive::napi;
-use towline_core::channel::{DirtySink, DirtySource, ReadOutcome, StateChannel};
-use towline_core::fsm::DeviceState;
+use towline_core::channel::{
+    ChannelError, ChannelErrorKind, DirtySink, DirtySource, Pending, ReadOutcome, StateChannel,
+};
+use towline_core::fsm::{DeviceState, MigrationFlags};
 use towline_core::memory::MemoryRange;
 
 use crate::fault::Fault;
@@ -32,7 +34,7 @@ pub fn device_state(number: u32) -> Option<DeviceState> {
 /// One read returns at most this, whatever is asked: it is a copy.
 const MOST_READ_BYTES: u32 = 16 << 20;
 
-/// Something that a session can take, used by one thread at a time until then.
+/// Something that JavaScript and a session share, used by one thread at a time.
 pub struct Slot<T: ?Sized>(Arc<Mutex<Option<Box<T>>>>);
 
 impl<T: ?Sized> Clone for Slot<T> {
@@ -44,10 +46,6 @@ impl<T: ?Sized> Clone for Slot<T> {
 impl<T: ?Sized> Slot<T> {
     pub fn new(inner: Box<T>) -> Self {
         Self(Arc::new(Mutex::new(Some(inner))))
-    }
-
-    pub fn take(&self, what: &str) -> Result<Box<T>, Fault> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(|| Fault::closed(what))
     }
 
     pub fn with<R>(&self, what: &str, f: impl FnOnce(&mut T) -> Result<R, Fault>) -> Result<R, Fault> {
@@ -107,8 +105,9 @@ impl NativeStateChannel {
         Self { slot: Slot::new(inner), flags }
     }
 
-    pub fn take(&self) -> Result<Box<dyn StateChannel>, Fault> {
-        self.slot.take(CHANNEL)
+    /// For a session: the same channel, which stays usable here afterwards.
+    pub fn lend(&self) -> Box<dyn StateChannel> {
+        Box::new(Lent { slot: self.slot.clone(), flags: self.flags })
     }
 }
 
@@ -197,8 +196,60 @@ impl NativeDirtySource {
         Self { slot: Slot::new(inner) }
     }
 
-    pub fn take(&self) -> Result<Box<dyn DirtySource>, Fault> {
-        self.slot.take(SOURCE)
+    /// For a session: the same source, which stays usable here afterwards.
+    pub fn lend(&self) -> Box<dyn DirtySource> {
+        Box::new(Lent { slot: self.slot.clone(), flags: 0 })
+    }
+}
+
+struct Lent<T: ?Sized> {
+    slot: Slot<T>,
+    flags: u64,
+}
+
+impl<T: ?Sized> Lent<T> {
+    fn with<R>(&self, f: impl FnOnce(&mut T) -> Result<R, ChannelError>) -> Result<R, ChannelError> {
+        let mut guard = self.slot.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match guard.as_mut() {
+            Some(inner) => f(inner),
+            None => Err(ChannelError::new(ChannelErrorKind::Gone, "it was closed while a session used it")),
+        }
+    }
+}
+
+impl StateChannel for Lent<dyn StateChannel> {
+    fn flags(&self) -> MigrationFlags {
+        MigrationFlags(self.flags)
+    }
+    fn state(&mut self) -> Result<DeviceState, ChannelError> {
+        self.with(|c| c.state())
+    }
+    fn set_state(&mut self, to: DeviceState) -> Result<(), ChannelError> {
+        self.with(|c| c.set_state(to))
+    }
+    fn read(&mut self, out: &mut [u8]) -> Result<ReadOutcome, ChannelError> {
+        self.with(|c| c.read(out))
+    }
+    fn write(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        self.with(|c| c.write(data))
+    }
+    fn pending(&mut self) -> Result<Pending, ChannelError> {
+        self.with(|c| c.pending())
+    }
+    fn reset(&mut self) -> Result<(), ChannelError> {
+        self.with(|c| c.reset())
+    }
+}
+
+impl DirtySource for Lent<dyn DirtySource> {
+    fn start(&mut self, ranges: &[MemoryRange], page_size_bytes: u64) -> Result<u64, ChannelError> {
+        self.with(|s| s.start(ranges, page_size_bytes))
+    }
+    fn harvest(&mut self, sink: &mut dyn DirtySink) -> Result<(), ChannelError> {
+        self.with(|s| s.harvest(sink))
+    }
+    fn stop(&mut self) -> Result<(), ChannelError> {
+        self.with(|s| s.stop())
     }
 }
 

@@ -1,0 +1,138 @@
+//! Journals, fences and recovery as objects of JavaScript.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use napi_derive::napi;
+use serde_json::{Value, json};
+use towline_engine::error::FenceError;
+use towline_engine::fence::{Fence, Record, Role, check_append};
+use towline_engine::journal::Journal;
+use uuid::Uuid;
+
+use crate::bridge::BridgeInner;
+use crate::fault::Fault;
+
+/// See `NativeFence` in `ts/native/binding.ts`.
+#[napi]
+pub struct NativeFence {
+    fence: Mutex<Option<Arc<dyn Fence>>>,
+}
+
+impl NativeFence {
+    pub fn new(fence: Arc<dyn Fence>) -> Self {
+        Self { fence: Mutex::new(Some(fence)) }
+    }
+
+    pub fn of_bridge(bridge: Arc<BridgeInner>) -> Self {
+        Self::new(Arc::new(JsFence { bridge }))
+    }
+
+    pub fn get(&self) -> Result<Arc<dyn Fence>, Fault> {
+        self.fence
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .ok_or_else(|| Fault::closed("the fence"))
+    }
+}
+
+#[napi]
+impl NativeFence {
+    #[napi]
+    pub fn close(&self) {
+        *self.fence.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// See `NativeJournal` in `ts/native/binding.ts`.
+#[napi]
+pub struct NativeJournal {
+    journal: Mutex<Option<Arc<Journal>>>,
+}
+
+/// Opens the journal in `directory`.
+#[napi]
+pub fn open_journal(directory: String) -> napi::Result<NativeJournal> {
+    let journal = Journal::open(directory).map_err(Fault::from)?;
+    Ok(NativeJournal { journal: Mutex::new(Some(Arc::new(journal))) })
+}
+
+#[napi]
+impl NativeJournal {
+    #[napi]
+    pub fn fence(&self) -> napi::Result<NativeFence> {
+        Ok(NativeFence::new(self.get()?))
+    }
+
+    #[napi]
+    pub fn close(&self) {
+        *self.journal.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+impl NativeJournal {
+    pub fn get(&self) -> Result<Arc<Journal>, Fault> {
+        self.journal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .ok_or_else(|| Fault::closed("the journal"))
+    }
+}
+
+/// A fence that is written in TypeScript. The rules are checked here, so that every fence has the same.
+struct JsFence {
+    bridge: Arc<BridgeInner>,
+}
+
+fn outside(fault: Fault) -> FenceError {
+    FenceError::Outside { what: fault.message }
+}
+
+fn malformed(method: &str) -> FenceError {
+    FenceError::Outside { what: format!("{method} answered something that is not its documented shape") }
+}
+
+impl Fence for JsFence {
+    fn highest_epoch(&self, functions: &[String]) -> Result<u64, FenceError> {
+        let (value, _) =
+            self.bridge.call("highestEpoch", &json!({ "functions": functions }), &[]).map_err(outside)?;
+        value.as_u64().ok_or_else(|| malformed("highestEpoch"))
+    }
+
+    fn append(&self, session: Uuid, role: Role, record: Record) -> Result<(), FenceError> {
+        let records = self.records(session, role)?;
+        let refuse = |why: &str| FenceError::Refused { session, refused: record.name(), why: why.to_owned() };
+        check_append(role, &records, &record).map_err(refuse)?;
+        if let Record::Opened { functions, epoch, .. } = &record
+            && *epoch <= self.highest_epoch(functions)?
+        {
+            return Err(refuse("its epoch does not exceed one that was seen for its functions"));
+        }
+        let request = json!({
+            "session": session.to_string(), "role": role, "record": record, "expected": records.len(),
+        });
+        match self.bridge.call("append", &request, &[]) {
+            Ok(_) => Ok(()),
+            Err(fault) if fault.details == Some(Value::from("ERR_TOWLINE_FENCED")) => Err(refuse(&fault.message)),
+            Err(fault) => Err(outside(fault)),
+        }
+    }
+
+    fn records(&self, session: Uuid, role: Role) -> Result<Vec<Record>, FenceError> {
+        let request = json!({ "session": session.to_string(), "role": role });
+        let (value, _) = self.bridge.call("records", &request, &[]).map_err(outside)?;
+        serde_json::from_value(value).map_err(|_| malformed("records"))
+    }
+
+    fn sessions(&self) -> Result<Vec<(Uuid, Role)>, FenceError> {
+        #[derive(serde::Deserialize)]
+        struct Listed {
+            session: Uuid,
+            role: Role,
+        }
+        let (value, _) = self.bridge.call("sessions", &Value::Null, &[]).map_err(outside)?;
+        let listed: Vec<Listed> = serde_json::from_value(value).map_err(|_| malformed("sessions"))?;
+        Ok(listed.into_iter().map(|l| (l.session, l.role)).collect())
+    }
+}

@@ -1,0 +1,188 @@
+/**
+ * One host: a process with an embedded NVMe subsystem, the memory of one guest, one controlled function and, while the
+ * guest runs here, its tenant. It does what the demo asks by IPC and uses nothing but towline's public API.
+ */
+import { GuestMemory, Journal, migrate, receive, type ControlledFunction, type FunctionSpec, type Migration } from 'towline';
+import { embedded, Tenant, type EmbeddedSubsystem } from 'towline/rehearsal';
+import { LOG_FD, MEMORY_FD, type FromHost, type HostRequest, type Kind, type Scale, type ToHost } from './protocol.js';
+import type { Sabotage } from './sabotage.js';
+
+/** Enough that the tenant's state, queues and buffers fit below its working set. */
+const NSID = 1;
+
+class Host {
+  #prepared:
+    | { subsystem: EmbeddedSubsystem; fn: ControlledFunction; memory: GuestMemory; journal: Journal; scale: Scale; hostTag: number }
+    | undefined;
+  #tenant: Tenant | undefined;
+  #migration: Migration | undefined;
+  #sabotage: Sabotage | undefined;
+  readonly #holds = new Map<number, { resolve: () => void; reject: (error: Error) => void }>();
+  #nextHold = 1;
+
+  async answer(request: HostRequest): Promise<unknown> {
+    switch (request.do) {
+      case 'prepare':
+        return this.#prepare(request);
+      case 'boot':
+        return this.#boot();
+      case 'migrate':
+        return this.#migrate(request.to, request.sabotage);
+      case 'receive':
+        return this.#receive(request.sabotage);
+      case 'received':
+        return (await this.#migration?.result) ?? null;
+      case 'attach':
+        return this.#attach();
+      case 'drain':
+        return this.#tenant?.drain({ timeoutMs: 5000 });
+      case 'close':
+        return this.#close();
+    }
+  }
+
+  held(id: number, error: string | undefined): void {
+    const hold = this.#holds.get(id);
+    this.#holds.delete(id);
+    if (error === undefined) hold?.resolve();
+    else hold?.reject(new Error(error));
+  }
+
+  get #now() {
+    if (!this.#prepared) throw new Error('the host is not prepared');
+    return this.#prepared;
+  }
+
+  async #prepare(request: Extract<HostRequest, { do: 'prepare' }>): Promise<void> {
+    const { kind, namespace, scale } = request;
+    const memory = new GuestMemory([{ gpa: 0n, len: BigInt(scale.memoryMiB) << 20n, fd: MEMORY_FD }]);
+    const subsystem = await embedded.open({
+      namespaces: [{ ...namespace, sizeBytes: BigInt(scale.namespaceMiB) << 20n, shared: true }],
+    });
+    const fn = await subsystem.provision(this.#spec(kind, request.uuid));
+    await subsystem.attachMemory(fn, memory);
+    this.#prepared = { subsystem, fn, memory, journal: new Journal(request.journal), scale, hostTag: request.hostTag };
+  }
+
+  #spec(kind: Kind, uuid: string): FunctionSpec {
+    return { kind, uuid, name: `demo-${kind}`, queues: 2, vectors: 3, namespaces: [NSID], migration: true, expose: 'none' };
+  }
+
+  async #boot(): Promise<void> {
+    const { subsystem, fn, memory, scale, hostTag } = this.#now;
+    this.#tenant = await Tenant.boot(subsystem, fn, memory, {
+      nsid: NSID,
+      queueDepth: 32,
+      ioQueuePairs: 2,
+      units: (scale.namespaceMiB << 20) / 4096,
+      workingSetPages: scale.workingSetPages,
+      cpuDirtyBytesPerSecond: scale.cpuDirtyBytesPerSecond,
+      targetIops: scale.iops,
+      hostTag,
+    });
+    this.#tenant.run({ logFd: LOG_FD });
+  }
+
+  async #migrate(to: string, sabotage: Sabotage | undefined): Promise<unknown> {
+    const { fn, memory, journal } = this.#now;
+    const tenant = this.#tenant;
+    if (!tenant) throw new Error('there is no tenant here');
+    const { workingSet, telemetry } = tenant.layout;
+    const migration = migrate(fn, {
+      to,
+      memory,
+      fence: journal,
+      policy: { maxDowntimeMs: 200 },
+      pause: () => tenant.pause(),
+      resume: () => tenant.resume(),
+      verify: () => this.#hold(),
+      faults: {
+        ...(sabotage === 'skip-dirty-page' ? { skipFinalPages: workingSet } : {}),
+        ...(sabotage === 'skip-device-dirty' ? { skipDeviceDirty: telemetry } : {}),
+        ...(sabotage === 'drop-last-state' ? { dropLastState: true } : {}),
+        ...(sabotage === 'two-owners' ? { runAfterRelease: true } : {}),
+      },
+    });
+    for await (const event of migration) send({ type: 'event', event });
+    try {
+      const report = await migration.result;
+      if (sabotage === 'two-owners') {
+        await tenant.stop();
+        tenant.run({ logFd: LOG_FD, flushOnly: true });
+      } else {
+        await tenant.stop();
+      }
+      return report;
+    } catch (error) {
+      const report = (error as { details?: { report?: unknown } }).details?.report;
+      if (report === undefined) throw error;
+      return report;
+    }
+  }
+
+  async #receive(sabotage: Sabotage | undefined): Promise<string> {
+    const { fn, memory, journal } = this.#now;
+    this.#sabotage = sabotage;
+    return new Promise((resolve, reject) => {
+      this.#migration = receive(fn, {
+        from: 'tcp://127.0.0.1:0',
+        memory,
+        fence: journal,
+        onListening: resolve,
+        resume: () => this.#attach(),
+      });
+      this.#migration.result.catch(reject);
+    });
+  }
+
+  /** The guest goes on here, with nothing but what is in its memory and in the function. */
+  async #attach(): Promise<void> {
+    const { subsystem, fn, memory, hostTag } = this.#now;
+    if (this.#sabotage === 'lose-completion' || this.#sabotage === 'replay-write') {
+      const action = this.#sabotage === 'lose-completion' ? 'drop-completion' : 'repeat';
+      subsystem.setFaults([{ function: fn, queue: 'io', opcode: 0x01, nth: 50, action: { kind: action } }]);
+    }
+    this.#tenant = await Tenant.attach(subsystem, fn, memory, { hostTag });
+    this.#tenant.run({ logFd: LOG_FD });
+  }
+
+  #hold(): Promise<void> {
+    const id = this.#nextHold++;
+    return new Promise((resolve, reject) => {
+      this.#holds.set(id, { resolve, reject });
+      send({ type: 'hold', id });
+    });
+  }
+
+  async #close(): Promise<void> {
+    await this.#tenant?.stop();
+    const prepared = this.#prepared;
+    this.#prepared = undefined;
+    if (!prepared) return;
+    await prepared.subsystem.close();
+    prepared.journal.close();
+    prepared.memory.close();
+  }
+}
+
+function send(message: FromHost): void {
+  // The demo may be gone; then there is nobody to tell.
+  if (process.connected) process.send?.(message);
+}
+
+const host = new Host();
+process.on('disconnect', () => process.exit(0));
+process.on('message', (message: ToHost) => {
+  if (message.type === 'held') {
+    host.held(message.id, message.error);
+    return;
+  }
+  host.answer(message.request).then(
+    (value) => send({ type: 'answer', id: message.id, value }),
+    (error: unknown) => {
+      const e = error as { message?: string; code?: string };
+      const told = { message: e.message ?? String(error), ...(e.code === undefined ? {} : { code: e.code }) };
+      send({ type: 'answer', id: message.id, error: told });
+    },
+  );
+});

@@ -1,0 +1,131 @@
+import { execFileSync } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
+import { closeSync, mkdtempSync, openSync, rmSync, constants } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { memfd } from 'towline/rehearsal';
+import type { MigrationEvent, MigrationReport } from 'towline';
+import { HostProcess } from './child.js';
+import type { Kind, NamespaceFile, Scale } from './protocol.js';
+import { Relay, type RelayDamage } from './relay.js';
+import type { Sabotage } from './sabotage.js';
+import { WitnessProcess, type Finding } from './witness-process.js';
+
+/** One line of `--json`: what was moved, what the witness found, what it took. Times in milliseconds. */
+export interface DemoLine {
+  kind: Kind;
+  verified: boolean;
+  outcome: MigrationReport['outcome'];
+  io: { completed: number; lost: number; duplicated: number; corrupted: number };
+  stalePages: number;
+  owners: number;
+  downtimeMs: number;
+  tenantPauseMs: number;
+  totalMs: number;
+  rounds: number;
+  bytes: { memory: number; deviceState: number; wire: number };
+  phases: { name: string; ms: number }[];
+  forecast: { downtimeMs: { p50: number; p95: number }; totalMs: number } | null;
+  /** Why it did not commit. */
+  why?: string;
+  /** A few of the witness's findings, where there are any. */
+  samples?: unknown[];
+}
+
+/** Moves one function of `kind` from one process to another while its tenant does I/O, and has it judged by the witness. */
+export async function runKind(
+  kind: Kind,
+  scale: Scale,
+  sabotage: Sabotage | undefined,
+  onEvent: (event: MigrationEvent) => void,
+): Promise<DemoLine> {
+  const directory = mkdtempSync(join(tmpdir(), 'towline-demo-'));
+  const fds: number[] = [];
+  const closers: (() => void)[] = [];
+  const keep = (fd: number): number => {
+    fds.push(fd);
+    return fd;
+  };
+  try {
+    const namespace: NamespaceFile = { path: join(directory, 'namespace'), nguid: randomUUID().replaceAll('-', ''), uuid: randomUUID() };
+    const bytes = BigInt(scale.memoryMiB) << 20n;
+    const memories = [keep(memfd('source', bytes)), keep(memfd('destination', bytes))] as const;
+    const logs = ['source', 'destination'].map((name) => {
+      const path = join(directory, `${name}.log`);
+      execFileSync('mkfifo', ['-m', '600', path]);
+      // Opened for both, so that neither side waits for the other to open it.
+      return keep(openSync(path, constants.O_RDWR));
+    }) as [number, number];
+
+    const witness = new WitnessProcess(memories, logs, namespace.path);
+    closers.push(() => witness.kill());
+    const source = new HostProcess('source', memories[0], logs[0]);
+    closers.push(() => source.kill());
+    const destination = new HostProcess('destination', memories[1], logs[1]);
+    closers.push(() => destination.kill());
+    source.onEvent = onEvent;
+    source.onHold = () => witness.compare();
+
+    const uuid = randomUUID();
+    const common = { do: 'prepare', kind, uuid, namespace, scale } as const;
+    await source.call({ ...common, hostTag: 1, journal: join(directory, 'journal-source') });
+    await destination.call({ ...common, hostTag: 2, journal: join(directory, 'journal-destination') });
+    await source.call({ do: 'boot' });
+    await sleep(scale.runMs);
+
+    const address = new URL(await destination.call<string>({ do: 'receive', sabotage }));
+    const relay = await Relay.start(Number(address.port), damage(sabotage, scale));
+    closers.push(() => relay.close());
+    const report = await source.call<MigrationReport>({ do: 'migrate', to: relay.address, sabotage });
+    const owner = report.outcome === 'committed' ? destination : source;
+    if (report.outcome === 'committed') await destination.call({ do: 'received' });
+    await sleep(scale.runMs);
+    await owner.call({ do: 'drain' });
+    // The source's last words too: whatever still ran there is in its log by then.
+    await Promise.all([source.call({ do: 'close' }), destination.call({ do: 'close' })]);
+    const finding = await witness.finish();
+    return line(kind, report, finding, relay);
+  } finally {
+    for (const close of closers.reverse()) close();
+    for (const fd of fds) closeSync(fd);
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+function damage(sabotage: Sabotage | undefined, scale: Scale): RelayDamage {
+  // In the middle of guest memory's data: past the offer, before the last pass.
+  const atByte = Math.min(scale.memoryMiB << 18, 1 << 20);
+  if (sabotage === 'corrupt-stream') return { kind: 'flip-bit', atByte };
+  if (sabotage === 'cut-stream') return { kind: 'cut', atByte };
+  return undefined;
+}
+
+function line(kind: Kind, report: MigrationReport, finding: Finding, relay: Relay): DemoLine {
+  const { io, stalePages, owners } = finding;
+  const clean = io.lost === 0 && io.duplicated === 0 && io.corrupted === 0 && stalePages === 0 && owners === 1;
+  // A migration that never got to the comparison has nothing to show for its memory.
+  const compared = report.outcome !== 'committed' || finding.comparedPages > 0;
+  return {
+    kind,
+    verified: clean && compared && io.completed > 0 && report.outcome !== 'in-doubt',
+    outcome: report.outcome,
+    io,
+    stalePages,
+    owners,
+    downtimeMs: report.downtimeMs,
+    tenantPauseMs: finding.tenantPauseMs,
+    totalMs: report.totalMs,
+    rounds: report.rounds,
+    bytes: { ...report.bytes, wire: relay.forwardBytes },
+    phases: report.phases,
+    forecast: report.forecast ? { downtimeMs: report.forecast.downtimeMs, totalMs: report.forecast.totalMs } : null,
+    ...(report.why === undefined ? {} : { why: report.why }),
+    ...(finding.samples.length > 0 ? { samples: finding.samples } : {}),
+  };
+}
+
+function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => {
+    setTimeout(resolve, ms);
+  });
+}

@@ -1,0 +1,26 @@
+/** Damage on purpose at named seams, for rehearsals and for checking the checks. Off unless given. */
+export interface FaultPoints {
+  /** Kills this process (SIGKILL) when it reaches the point; the points are listed in docs/guides/crash-safety.md. */
+  killAt?: string;
+  /** Leaves out pages of this range in the final pass. */
+  skipFinalPages?: { gpa: bigint; len: bigint };
+  /** Leaves out what device dirty sources report about this range. */
+  skipDeviceDirty?: { gpa: bigint; len: bigint };
+  /** Leaves out the last chunk of device state. */
+  dropLastState?: boolean;
+  /** Lets the source's functions run again after the destination has committed: two owners. */
+  runAfterRelease?: boolean;
+}
+
+/** As native sessions take it. */
+export function faultsJson(faults: FaultPoints | undefined): unknown {
+  if (faults === undefined) return null;
+  const range = (r: { gpa: bigint; len: bigint } | undefined) => (r ? { gpa: r.gpa.toString(), len: r.len.toString() } : null);
+  return {
+    killAt: faults.killAt ?? null,
+    skipFinalPages: range(faults.skipFinalPages),
+    skipDeviceDirty: range(faults.skipDeviceDirty),
+    dropLastState: faults.dropLastState ?? false,
+    runAfterRelease: faults.runAfterRelease ?? false,
+  };
+}

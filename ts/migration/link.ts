@@ -1,0 +1,41 @@
+import { native, nativeSync, TowlineError } from '../errors.js';
+import { binding } from '../native/api.js';
+import { JsBridge } from '../native/bridge.js';
+import type { NativeLink } from '../native/binding.js';
+
+/**
+ * A byte stream of the caller's own: duplex, ordered, reliable. towline sends and receives on it and nothing else does,
+ * until it is closed.
+ */
+export interface Link {
+  /** Sends all of `data`; it is a copy. */
+  send(data: Uint8Array): Promise<void>;
+  /** At least one byte and at most `maxBytes`; empty at the end of the stream. */
+  receive(maxBytes: number): Promise<Uint8Array>;
+  close(): void | Promise<void>;
+}
+
+/** Connects to `tcp://host:port` or `unix:///path`, or wraps the caller's stream. */
+export async function openLink(to: string | Link, timeoutMs: number): Promise<NativeLink> {
+  if (typeof to === 'string') return native(() => binding().connect(to, timeoutMs));
+  return wrapLink(to);
+}
+
+/** The caller's stream for native sessions. */
+export function wrapLink(link: Link): NativeLink {
+  const bridge = new JsBridge(async (method, json, bytes) => {
+    switch (method) {
+      case 'send':
+        await link.send(bytes);
+        return {};
+      case 'receive':
+        return { bytes: await link.receive(json as number) };
+      case 'close':
+        await link.close();
+        return {};
+      default:
+        throw new TowlineError('ERR_TOWLINE_INTERNAL', `a link has no method ${method}`);
+    }
+  });
+  return nativeSync(() => bridge.native.link());
+}

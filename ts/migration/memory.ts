@@ -1,0 +1,97 @@
+import { closeSync } from 'node:fs';
+import { native, nativeSync, TowlineError } from '../errors.js';
+import type { DirtySource, MemoryRange } from '../function/channel.js';
+import { wrapDirtySource } from '../function/bridge.js';
+import { binding } from '../native/api.js';
+import type { NativeGuestMemory } from '../native/binding.js';
+
+/** One range of guest memory and the file descriptor behind it. */
+export interface MemoryRegion {
+  /** First guest-physical address; a multiple of 4096. */
+  gpa: bigint;
+  /** Length in bytes; a multiple of 4096. */
+  len: bigint;
+  /** A file descriptor that can be mapped shared (a memfd, hugetlbfs, a file). It is duplicated: closing it stays with the caller. */
+  fd: number;
+  /** Where in the file the range begins; a multiple of 4096. Default 0. */
+  fdOffset?: bigint;
+}
+
+/**
+ * The memory of one guest. Regions come and go while devices run; removing one drains the DMA into it first.
+ *
+ * Whoever writes guest memory without a dirty source of its own says so by {@link GuestMemory.markDirty}, after the write.
+ */
+export class GuestMemory {
+  readonly #native: NativeGuestMemory = nativeSync(() => new (binding().GuestMemory)());
+  #marked: DirtySource | undefined;
+  #closed = false;
+
+  /** @throws TowlineError `ERR_TOWLINE_INVALID_ARGUMENT` for ranges that overlap or are not aligned. */
+  constructor(regions: readonly MemoryRegion[] = []) {
+    for (const region of regions) this.addRegion(region);
+  }
+
+  /** Anonymous memory of `lenBytes` from guest address 0, kept in a memfd. For rehearsals, and guests that are started here. */
+  static anonymous(name: string, lenBytes: bigint): GuestMemory {
+    const fd = nativeSync(() => binding().memfd(name, lenBytes));
+    try {
+      return new GuestMemory([{ gpa: 0n, len: lenBytes, fd }]);
+    } finally {
+      closeSync(fd);
+    }
+  }
+
+  /** Adds a range. */
+  addRegion(region: MemoryRegion): void {
+    nativeSync(() => this.native().addRegion(region.gpa, region.fd, region.fdOffset ?? 0n, region.len));
+  }
+
+  /** Removes a range that was added, after the accesses under way have ended. */
+  async removeRegion(gpa: bigint, len: bigint): Promise<void> {
+    await native(() => this.native().removeRegion(gpa, len));
+  }
+
+  /** The ranges as they are now, ascending. */
+  ranges(): readonly MemoryRange[] {
+    return nativeSync(() => this.native().ranges());
+  }
+
+  /** Copies `len` bytes out. */
+  read(gpa: bigint, len: number): Uint8Array {
+    return nativeSync(() => this.native().read(gpa, len));
+  }
+
+  /** Copies `data` in and marks the pages dirty. */
+  write(gpa: bigint, data: Uint8Array): void {
+    nativeSync(() => this.native().write(gpa, data));
+  }
+
+  /** `len` bytes from `gpa` were written by other means. Write first, then mark. */
+  markDirty(gpa: bigint, len: bigint): void {
+    nativeSync(() => this.native().markDirty(gpa, len));
+  }
+
+  /** The dirty source of {@link write} and {@link markDirty}. A migration of this memory uses it by itself. */
+  markedSource(): DirtySource {
+    this.#marked ??= wrapDirtySource(nativeSync(() => this.native().markedSource()));
+    return this.#marked;
+  }
+
+  /** The native object, for the rest of towline. */
+  native(): NativeGuestMemory {
+    if (this.#closed) throw new TowlineError('ERR_TOWLINE_CLOSED', 'this guest memory is closed');
+    return this.#native;
+  }
+
+  /** Unmaps everything once no device uses it. Idempotent. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#native.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

@@ -1,0 +1,70 @@
+import { nativeSync } from '../errors.js';
+import { nativeDirtySource, nativeStateChannel } from '../function/bridge.js';
+import type { DirtySource, MemoryRange } from '../function/channel.js';
+import type { MigratableFunction } from '../function/types.js';
+import { binding } from '../native/api.js';
+import type { NativeFence, NativeGuestMemory, NativeLink, NativeSessionParts } from '../native/binding.js';
+import type { GuestMemory } from './memory.js';
+import { bridgeFence, type Fence } from './fence.js';
+import { Journal } from './journal.js';
+
+/** What a session is made of, on either side. */
+export interface SessionInput {
+  functions: readonly MigratableFunction[];
+  memory: GuestMemory | undefined;
+  extraDirty: readonly DirtySource[];
+  fence: Fence | Journal;
+  link: NativeLink;
+  onProgress: (json: string) => void;
+}
+
+/** The native parts of a session, and how to let go of what was made for it. */
+export class SessionParts {
+  readonly parts: NativeSessionParts;
+  readonly #closers: (() => void)[] = [];
+
+  constructor(input: SessionInput) {
+    const keep = <T extends { close(): void }>(part: T): T => {
+      this.#closers.push(() => part.close());
+      return part;
+    };
+    const dirty = (source: DirtySource) => keep(nativeDirtySource(source)).native;
+    this.parts = {
+      link: input.link,
+      fence: this.#fence(input.fence),
+      memory: input.memory ? nativeMemory(input.memory) : null,
+      functions: input.functions.map((f) => ({
+        uuid: f.uuid,
+        name: f.name,
+        channel: keep(nativeStateChannel(f.channel())).native,
+        dirty: input.memory ? f.dirtySources().map(dirty) : [],
+      })),
+      extraDirty: input.extraDirty.map(dirty),
+      progress: input.onProgress,
+    };
+  }
+
+  #fence(fence: Fence | Journal): NativeFence {
+    if (fence instanceof Journal) return nativeSync(() => fence.native().fence());
+    const bridged = bridgeFence(fence);
+    this.#closers.push(() => bridged.close());
+    return bridged.native;
+  }
+
+  /** Idempotent. */
+  close(): void {
+    for (const closer of this.#closers.splice(0)) closer();
+  }
+}
+
+function nativeMemory(memory: GuestMemory): NativeGuestMemory {
+  return memory.native();
+}
+
+/** Ranges as the offer writes them. */
+export function rangesJson(ranges: readonly MemoryRange[]): { gpa: string; len: string }[] {
+  return ranges.map((r) => ({ gpa: r.gpa.toString(), len: r.len.toString() }));
+}
+
+/** `binding()`, for the modules beside this one. */
+export const engine = binding;

@@ -1,0 +1,55 @@
+import type { Forecast } from './forecast.js';
+
+/** When to stop, and what to do when the guest writes faster than the link carries. */
+export interface MigrationPolicy {
+  /** The most downtime that is acceptable, in milliseconds. Default 300. */
+  maxDowntimeMs?: number;
+  /** The most memory passes before the stop, the full one included. Default 30. */
+  maxRounds?: number;
+  /** The most time before the stop, in milliseconds. Default 600000. */
+  maxTotalMs?: number;
+  /** The most bandwidth to use, in bytes per second. Default: no limit. */
+  bandwidthBytesPerSecond?: number;
+  /**
+   * What to do when the limits are met and the downtime would still be too long: `give-up` rolls back (the default), `stop`
+   * stops anyway.
+   */
+  onNoConvergence?: 'give-up' | 'stop';
+}
+
+/** A policy with nothing left out. */
+export type CompletePolicy = Required<Omit<MigrationPolicy, 'bandwidthBytesPerSecond'>> &
+  Pick<MigrationPolicy, 'bandwidthBytesPerSecond'>;
+
+/** Fills in the defaults. */
+export function completePolicy(policy: MigrationPolicy = {}): CompletePolicy {
+  return { maxDowntimeMs: 300, maxRounds: 30, maxTotalMs: 600_000, onNoConvergence: 'give-up', ...policy };
+}
+
+/** What to do after a round. */
+export type Decision = { action: 'continue' | 'stop' | 'give-up'; why: string };
+
+/** Decides after each memory pass, from the forecast of a stop made now and from how the residual develops. */
+export function decide(
+  policy: CompletePolicy,
+  now: { rounds: number; elapsedMs: number; downtimeMs: number; residualBytes: number; previousResidualBytes: number | undefined },
+  forecast: Forecast,
+): Decision {
+  const expected = `a stop now would take ${now.downtimeMs.toFixed(1)} ms`;
+  if (now.downtimeMs <= policy.maxDowntimeMs) {
+    // A pass that still shrinks the residual by much is cheaper than the downtime that it saves.
+    const shrinks = now.previousResidualBytes === undefined || now.residualBytes < now.previousResidualBytes / 2;
+    const worth = now.residualBytes > 4 << 20 && shrinks && now.rounds < policy.maxRounds;
+    if (!worth) return { action: 'stop', why: `${expected}, the limit is ${policy.maxDowntimeMs} ms` };
+    return { action: 'continue', why: `${expected}, and another pass still shrinks it` };
+  }
+  const spent =
+    now.rounds >= policy.maxRounds
+      ? `after ${now.rounds} passes`
+      : now.elapsedMs >= policy.maxTotalMs
+        ? `after ${Math.round(now.elapsedMs)} ms`
+        : undefined;
+  if (spent === undefined) return { action: 'continue', why: `${expected}, the limit is ${policy.maxDowntimeMs} ms` };
+  const why = `${spent} ${expected}, the limit is ${policy.maxDowntimeMs} ms; ${forecast.why}`;
+  return { action: policy.onNoConvergence === 'stop' ? 'stop' : 'give-up', why };
+}

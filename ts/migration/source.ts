@@ -1,0 +1,343 @@
+import { randomUUID } from 'node:crypto';
+import { abortError, throwIfAborted } from '../abort.js';
+import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
+import type { MigratableFunction } from '../function/types.js';
+import type { NativeSourceSession } from '../native/binding.js';
+import { faultsJson } from './faults.js';
+import { forecast, type Forecast, type ForecastInput } from './forecast.js';
+import { openLink } from './link.js';
+import { Migration } from './migration.js';
+import type { Mismatch } from './offer.js';
+import { functionList, type Functions, type MigrateOptions } from './options.js';
+import { engine, rangesJson, SessionParts } from './parts.js';
+import { PhaseClock, type Phase } from './phases.js';
+import { completePolicy, decide, type CompletePolicy } from './policy.js';
+import { EventQueue } from './progress.js';
+import type { MigrationReport, Outcome } from './report.js';
+import type { FinalStats, Measured, OfferOutcome, ResumedAt, RoundStats, SourceTimings } from './steps.js';
+
+/** How long the dirty rate is sampled before it is forecast, in milliseconds. */
+const SAMPLE_MS = 50;
+
+/**
+ * Migrates the functions of one guest, and its memory, to the process that listens at `options.to`.
+ *
+ * Whatever fails before COMMIT-INTENT, and an abort at any moment before it, leaves the functions running here. A link that breaks
+ * after it leaves them fenced and stopped, until {@link recover} knows.
+ */
+export function migrate(functions: Functions, options: MigrateOptions): Migration {
+  const session = options.session ?? randomUUID();
+  const events = new EventQueue();
+  const source = new SourceMigration(functionList(functions), options, session, events);
+  return new Migration(session, events, source.run().finally(() => events.end()));
+}
+
+class SourceMigration {
+  readonly #clock = new PhaseClock();
+  readonly #policy: CompletePolicy;
+  readonly #started = performance.now();
+  readonly #report: MigrationReport;
+  #session: NativeSourceSession | undefined;
+  #paused = false;
+  #stoppedAt: number | undefined;
+  #runsAgainAt: number | undefined;
+  /** From here on COMMIT counts as sent: nothing may be undone by us alone. */
+  #intent = false;
+  #forecastInput: ForecastInput | undefined;
+
+  constructor(
+    private readonly functions: readonly MigratableFunction[],
+    private readonly options: MigrateOptions,
+    private readonly id: string,
+    private readonly events: EventQueue,
+  ) {
+    this.#policy = completePolicy(options.policy);
+    this.#report = {
+      session: id,
+      role: 'source',
+      outcome: 'rolled-back',
+      epoch: '0',
+      functions: functions.map((f) => ({ uuid: f.uuid, name: f.name })),
+      mismatches: [],
+      downtimeMs: 0,
+      totalMs: 0,
+      rounds: 0,
+      bytes: { memory: 0, deviceState: 0, wire: 0 },
+      pages: { sent: 0, zero: 0, hole: 0 },
+      phases: [],
+    };
+  }
+
+  async run(): Promise<MigrationReport> {
+    let parts: SessionParts | undefined;
+    try {
+      throwIfAborted(this.options.signal);
+      await this.#refuseUnmigratable();
+      const link = await openLink(this.options.to, this.options.linkTimeoutMs ?? 30_000);
+      parts = new SessionParts({
+        functions: this.functions,
+        memory: this.options.memory,
+        extraDirty: [...(this.options.memory ? [this.options.memory.markedSource()] : []), ...(this.options.dirtySources ?? [])],
+        fence: this.options.fence,
+        link,
+        onProgress: (json) => this.#onProgress(json),
+      });
+      const { parts: nativeParts } = parts;
+      this.#session = nativeSync(() => engine().sourceSession(this.#config(), nativeParts));
+      return await this.#drive(this.#session);
+    } catch (error) {
+      return await this.#undo(error);
+    } finally {
+      this.#session?.close();
+      parts?.close();
+    }
+  }
+
+  async #drive(session: NativeSourceSession): Promise<MigrationReport> {
+    const onAbort = () => {
+      if (!this.#intent) session.cancel();
+    };
+    this.options.signal?.addEventListener('abort', onAbort, { once: true });
+    try {
+      await this.#phase('offer', () => this.#offer(session));
+      await this.#phase('measure', () => this.#measure(session));
+      if (this.options.dryRun) {
+        await native(() => session.abort('dry run'));
+        return this.#finish('dry-run');
+      }
+      await this.#phase('pre-copy', () => this.#precopy(session));
+      await this.#switchover(session);
+      return this.#finish('committed');
+    } finally {
+      this.options.signal?.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /** `explain()` has the last word before anything is opened. */
+  async #refuseUnmigratable(): Promise<void> {
+    if (this.functions.length === 0) throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'there is no function to migrate');
+    for (const fn of this.functions) {
+      const [first, ...more] = await fn.explain();
+      if (first === undefined) continue;
+      throw new TowlineError('ERR_TOWLINE_STATE', `${fn.name} can't be migrated: ${first.message}`, {
+        function: fn.uuid,
+        details: { reasons: [first, ...more] },
+      });
+    }
+  }
+
+  #config(): string {
+    return JSON.stringify({
+      session: this.id,
+      bandwidthBytesPerSecond: this.#policy.bandwidthBytesPerSecond ?? null,
+      linkTimeoutMs: this.options.linkTimeoutMs ?? 30_000,
+      recordPath: this.options.record ?? null,
+      faults: faultsJson(this.options.faults),
+    });
+  }
+
+  async #offer(session: NativeSourceSession): Promise<void> {
+    const functions = [];
+    for (const f of this.functions) functions.push({ uuid: f.uuid, name: f.name, descriptor: await f.descriptor() });
+    const offer = { functions, memory: rangesJson(this.options.memory?.ranges() ?? []), dryRun: this.options.dryRun ?? false };
+    const answer = JSON.parse(await native(() => session.offer(JSON.stringify(offer)))) as OfferOutcome;
+    this.#report.epoch = answer.epoch;
+    this.#report.mismatches = answer.mismatches;
+    if (answer.mismatches.length === 0) return;
+    this.events.push({ type: 'mismatch', session: this.id, mismatches: answer.mismatches });
+    const what = answer.mismatches.map((m: Mismatch) => m.message).join('; ');
+    throw new TowlineError('ERR_TOWLINE_MISMATCH', `the destination can't take it: ${what}`, {
+      details: { mismatches: answer.mismatches },
+    });
+  }
+
+  async #measure(session: NativeSourceSession): Promise<void> {
+    await native(() => session.startTracking());
+    const m = JSON.parse(await native(() => session.measure(SAMPLE_MS))) as Measured;
+    this.#forecastInput = {
+      ...m,
+      maxDowntimeMs: this.#policy.maxDowntimeMs,
+      maxRounds: this.#policy.maxRounds,
+      maxTotalMs: this.#policy.maxTotalMs,
+    };
+    const frozen = forecast(this.#forecastInput);
+    this.#report.forecast = frozen;
+    this.events.push({ type: 'forecast', session: this.id, forecast: frozen, frozen: true });
+  }
+
+  async #precopy(session: NativeSourceSession): Promise<void> {
+    let previousResidualBytes: number | undefined;
+    for (;;) {
+      throwIfAborted(this.options.signal);
+      const stats = JSON.parse(await native(() => session.memoryPass())) as RoundStats;
+      await native(() => session.precopyState());
+      this.#book(stats);
+      this.#report.rounds += 1;
+      this.events.push({
+        type: 'round',
+        session: this.id,
+        round: this.#report.rounds,
+        pages: stats.pages,
+        wireBytes: stats.wireBytes,
+        ms: stats.ms,
+        dirtyPagesAfter: stats.dirtyPagesAfter,
+      });
+      const residualBytes = stats.dirtyPagesAfter * stats.pageSizeBytes;
+      const updated = this.#correct(stats, residualBytes);
+      const decision = decide(
+        this.#policy,
+        {
+          rounds: this.#report.rounds,
+          elapsedMs: performance.now() - this.#started,
+          downtimeMs: updated.downtimeMs.p95,
+          residualBytes,
+          previousResidualBytes,
+        },
+        updated,
+      );
+      this.events.push({ type: 'converge', session: this.id, ...decision });
+      if (decision.action === 'stop') return;
+      if (decision.action === 'give-up') {
+        throw new TowlineError('ERR_TOWLINE_NOT_CONVERGING', decision.why, { details: { forecast: updated } });
+      }
+      previousResidualBytes = residualBytes;
+    }
+  }
+
+  /** The forecast of what is left, from what the last round showed: a stop now, with this residual. */
+  #correct(stats: RoundStats, residualBytes: number): Forecast {
+    const input = this.#forecastInput as ForecastInput;
+    if (stats.wireBytes > 1 << 20 && stats.ms > 0) input.bandwidthBytesPerSecond = (stats.wireBytes * 1000) / stats.ms;
+    if (stats.ms > 1) input.dirtyBytesPerSecond = (residualBytes * 1000) / stats.ms;
+    const updated = forecast({ ...input, memoryBytes: residualBytes, dirtyBytesPerSecond: 0, maxRounds: 0 });
+    this.events.push({ type: 'forecast', session: this.id, forecast: updated, frozen: false });
+    return updated;
+  }
+
+  async #switchover(session: NativeSourceSession): Promise<void> {
+    throwIfAborted(this.options.signal);
+    const { pause, sections, verify } = this.options;
+    this.#paused = true;
+    if (pause) await this.#phase('pause', () => hook('pause', pause));
+    await this.#phase('stop', async () => {
+      // The instant from which the function may no longer execute here: taken before the command, not after it.
+      this.#stoppedAt = performance.now();
+      await native(() => session.quiesce());
+      await native(() => session.stop());
+    });
+    this.events.push({ type: 'phase', session: this.id, phase: 'final-pages' });
+    const final = JSON.parse(await native(() => session.finalPass())) as FinalStats;
+    this.#book(final);
+    this.#clock.add('final-pages', final.pagesMs);
+    this.#clock.add('device-state', final.stateMs);
+    this.#report.bytes.deviceState += final.stateBytes;
+    await this.#phase('prepare', async () => {
+      for (const [name, data] of Object.entries((await sections?.()) ?? {})) await native(() => session.sendSection(name, data));
+      await native(() => session.prepare());
+    });
+    if (verify) await this.#phase('hold', () => hook('verify', verify));
+    throwIfAborted(this.options.signal);
+    this.#intent = true;
+    const committed = await this.#phase('commit', async () => {
+      const timings = JSON.parse(await native(() => session.commit())) as SourceTimings;
+      this.#clock.add('journal', timings.journalMs);
+      this.#clock.add('commit', -timings.journalMs);
+      return timings;
+    });
+    this.#report.epoch = committed.epoch;
+    const resumed = await this.#phase('resume', async () => JSON.parse(await native(() => session.waitRunning())) as ResumedAt);
+    this.#runsAgainAt = performance.now();
+    this.#clock.add('journal', resumed.journalMs);
+    this.#clock.add('resume', -resumed.journalMs);
+    await this.#phase('release', () => native(() => session.release()));
+  }
+
+  #book(stats: RoundStats | FinalStats): void {
+    this.#report.bytes.memory += stats.memoryBytes;
+    this.#report.bytes.wire = stats.totalWireBytes;
+    this.#report.pages.sent += stats.pages;
+    this.#report.pages.zero += stats.zeroPages;
+    this.#report.pages.hole += stats.holePages;
+  }
+
+  /** Rolls back what is not committed, and tells how it ended. */
+  async #undo(error: unknown): Promise<MigrationReport> {
+    const cause = this.options.signal?.aborted && !this.#intent ? abortError(this.options.signal) : unwrapFault(error);
+    if (this.#intent && cause.code !== 'ERR_TOWLINE_REFUSED') return this.#inDoubtOrCommitted(cause);
+    const failures: unknown[] = [];
+    const attempt = async (work: () => unknown) => {
+      try {
+        await work();
+      } catch (failure) {
+        failures.push(failure);
+      }
+    };
+    if (this.#session) await attempt(() => native(() => this.#session?.abort(cause.message)));
+    if (this.#stoppedAt !== undefined) this.#runsAgainAt = performance.now();
+    const { resume } = this.options;
+    if (this.#paused && resume) await attempt(() => hook('resume', resume));
+    const report = this.#finish('rolled-back', cause.message);
+    if (cause.code === 'ERR_TOWLINE_ABORTED') throw withReport(cause, report);
+    throw new TowlineError('ERR_TOWLINE_ROLLED_BACK', `nothing moved: ${cause.message}`, {
+      cause,
+      details: { report, failures: failures.map((f) => unwrapFault(f).toJSON()) },
+    });
+  }
+
+  #inDoubtOrCommitted(cause: TowlineError): MigrationReport {
+    // The destination's commit is durable there; only what comes after it failed.
+    if (this.#runsAgainAt !== undefined) return this.#finish('committed', cause.message);
+    this.events.push({ type: 'in-doubt', session: this.id, why: cause.message });
+    const report = this.#finish('in-doubt', cause.message);
+    throw new TowlineError(
+      'ERR_TOWLINE_IN_DOUBT',
+      `the destination may own the functions by now, so they stay stopped here: ${cause.message}`,
+      { cause, details: { report } },
+    );
+  }
+
+  #finish(outcome: Outcome, why?: string): MigrationReport {
+    const report = this.#report;
+    report.outcome = outcome;
+    if (why !== undefined) report.why = why;
+    const end = performance.now();
+    const hold = this.#clock.ms('hold');
+    report.totalMs = end - this.#started - hold;
+    if (this.#stoppedAt !== undefined) report.downtimeMs = (this.#runsAgainAt ?? end) - this.#stoppedAt - hold;
+    report.phases = this.#clock.list();
+    this.events.push({ type: 'report', session: this.id, report });
+    return report;
+  }
+
+  async #phase<T>(phase: Phase, work: () => Promise<T>): Promise<T> {
+    this.events.push({ type: 'phase', session: this.id, phase });
+    return this.#clock.during(phase, work);
+  }
+
+  #onProgress(json: string): void {
+    const p = JSON.parse(json) as { sentPages?: number; totalPages?: number; wireBytes?: number; round?: number };
+    this.events.push({
+      type: 'pages',
+      session: this.id,
+      round: p.round ?? this.#report.rounds + 1,
+      sentPages: p.sentPages ?? 0,
+      totalPages: p.totalPages ?? 0,
+      wireBytes: p.wireBytes ?? 0,
+    });
+  }
+}
+
+/** Calls one of the caller's hooks; what it throws is told as such. */
+export async function hook(name: string, call: () => unknown): Promise<void> {
+  try {
+    await call();
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new TowlineError(name === 'verify' ? 'ERR_TOWLINE_VERIFY' : 'ERR_TOWLINE_HOOK', `the ${name} hook failed: ${why}`, { cause });
+  }
+}
+
+/** The same error with the report beside it. */
+export function withReport(error: TowlineError, report: MigrationReport): TowlineError {
+  return new TowlineError(error.code, error.message, { cause: error.cause, details: { report } });
+}

@@ -1,0 +1,53 @@
+/**
+ * What the steps of a native session tell, as JSON. Internal: the public shapes are in report.ts and progress.ts.
+ */
+import type { Mismatch } from './offer.js';
+
+export interface OfferOutcome {
+  epoch: string;
+  mismatches: Mismatch[];
+  rttMs: number;
+}
+
+/** All but the limits of a forecast's input. */
+export interface Measured {
+  memoryBytes: number;
+  dirtyBytesPerSecond: number;
+  workingSetBytes: number;
+  bandwidthBytesPerSecond: number;
+  stateBytes: number;
+  saveMs: number;
+  loadMs: number;
+  rttMs: number;
+  journalSyncMs: number;
+}
+
+export interface RoundStats {
+  pages: number;
+  zeroPages: number;
+  holePages: number;
+  pageSizeBytes: number;
+  /** Bytes of guest memory that went over the wire as data. */
+  memoryBytes: number;
+  wireBytes: number;
+  /** Of the whole session so far. */
+  totalWireBytes: number;
+  ms: number;
+  dirtyPagesAfter: number;
+}
+
+export interface FinalStats extends RoundStats {
+  pagesMs: number;
+  stateMs: number;
+  stateBytes: number;
+}
+
+export interface SourceTimings {
+  epoch: string;
+  journalMs: number;
+}
+
+export interface ResumedAt {
+  /** The destination's journal sync. */
+  journalMs: number;
+}
