@@ -1,0 +1,33 @@
+import { readFileSync } from 'node:fs';
+
+import test from 'ava';
+
+import { errorCodes } from '#towline/error-codes.js';
+
+const read = (path: string): string => readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8');
+
+/** The names in backquotes that begin the rows of a Markdown table. */
+function rows(text: string): string[] {
+  return [...text.matchAll(/^\| `([^`]+)` \|/gm)].map((match) => match[1] ?? '');
+}
+
+/** What two lists do not share. */
+function difference(found: readonly string[], wanted: readonly string[]): string[] {
+  return [...found.filter((name) => !wanted.includes(name)), ...wanted.filter((name) => !found.includes(name))];
+}
+
+test('the crash safety guide lists the points that the engine has', (t) => {
+  const source = read('crates/engine/src/faultpoints.rs');
+  const list = /pub const POINTS: &\[&str\] = &\[(.*?)\];/s.exec(source)?.[1] ?? '';
+  const points = [...list.matchAll(/"([a-z:-]+)"/g)].map((match) => match[1] ?? '');
+  t.true(points.length > 20);
+  t.deepEqual(difference(rows(read('docs/guides/crash-safety.md')), points), []);
+});
+
+test('the error guide lists the codes that there are', (t) => {
+  t.deepEqual(difference(rows(read('docs/guides/errors.md')), Object.keys(errorCodes)), []);
+});
+
+test('a point or code that is missing, or too many, is noticed', (t) => {
+  t.deepEqual(difference(rows('| `a` | x |\n| `b` | y |'), ['a', 'c']), ['b', 'c']);
+});
