@@ -22,4 +22,5 @@ mod sync;
 pub use bitmap::DirtyBitmap;
 pub use ledger::{FinalIncomplete, FinalPass, FinalReport, Ledger, PageRun};
 pub use mark_log::{MarkLog, MarkSource};
+pub(crate) use page_map::page_size_is_valid;
 pub use page_map::{MAX_PAGES, PageMap, PageMapError, PageMapErrorKind};
