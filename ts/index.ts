@@ -1,1 +1,52 @@
+/**
+ * Live-migrates PCI functions by commanding their controlling function.
+ * @module
+ */
+export type { WaitOptions } from './abort.js';
+export * from './bar/index.js';
+export type { ControllingDriver, ControllingFunction, DiscoveredController, KindCapacity, RateLimit } from './drivers/driver.js';
+export {
+  EmbeddedControllingFunction,
+  EmbeddedDriver,
+  type EmbeddedNamespace,
+  type EmbeddedOptions,
+} from './drivers/embedded.js';
+export {
+  NvmeControllingFunction,
+  NvmeFunction,
+  type NvmeAdmin,
+  type NvmeBackend,
+  type NvmeControllerInfo,
+  type NvmeIdentify,
+  type NvmeNamespace,
+  type NvmePrimaryCaps,
+  type NvmeSecondary,
+  type NvmeStateFormats,
+} from './drivers/nvme.js';
+export {
+  errorCodes,
+  isErrorCode,
+  isTowlineError,
+  TowlineError,
+  type TowlineErrorCode,
+  type TowlineErrorFields,
+  type TowlineErrorJson,
+} from './errors.js';
+export { exposureFor, type Exposure, type ExposureOwnership } from './exposure/exposure.js';
+export * from './function/index.js';
+export { receive } from './migration/destination.js';
+export type { FaultPoints } from './migration/faults.js';
+export type { Fence, FenceSession } from './migration/fence.js';
+export { forecast, type Forecast, type ForecastInput } from './migration/forecast.js';
+export { Journal, type JournalSession } from './migration/journal.js';
+export type { Link } from './migration/link.js';
+export { GuestMemory, type MemoryRegion } from './migration/memory.js';
+export { Migration } from './migration/migration.js';
+export { compareDescriptors, type Mismatch } from './migration/offer.js';
+export type { Functions, MigrateOptions, ReceiveOptions, Sections, SideOptions } from './migration/options.js';
+export { PHASES, type Phase, type PhaseTime } from './migration/phases.js';
+export type { MigrationPolicy } from './migration/policy.js';
+export { DIAGNOSTICS_CHANNEL, type MigrationEvent } from './migration/progress.js';
+export type { MigrationReport, Outcome } from './migration/report.js';
+export { migrate } from './migration/source.js';
 export { version } from './version.js';
