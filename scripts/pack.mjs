@@ -7,6 +7,7 @@ import { join, resolve } from 'node:path';
 
 import { buildNative } from './build-native.mjs';
 import { buildTs } from './build-ts.mjs';
+import { thirdPartyLicences } from './lib/licences.mjs';
 import { isMain, root, run } from './lib/process.mjs';
 
 const platformFolder = join(root, 'npm', 'linux-x64-gnu');
@@ -44,6 +45,7 @@ export async function pack(folder) {
     const platform = join(stage, 'platform');
     cpSync(platformFolder, platform, { recursive: true });
     cpSync(join(root, 'LICENSE'), join(platform, 'LICENSE'));
+    writeFileSync(join(platform, 'THIRD-PARTY-LICENSES.txt'), await thirdPartyLicences());
 
     return { main: await npmPack(main, folder), platform: await npmPack(platform, folder) };
   } finally {
