@@ -1,0 +1,74 @@
+//! What carries a migration between two processes: TCP, UNIX sockets, a passed socket, or a caller's byte stream.
+//!
+//! A link is blocking, ordered and reliable. Nothing waits on it for ever: a wait ends by bytes, by the peer's close, by the
+//! idle timeout ([`LinkOptions::idle_timeout`]) or by cancellation.
+
+mod address;
+mod callback;
+mod listen;
+mod socket;
+
+use std::io::IoSlice;
+use std::time::Duration;
+
+pub use address::Address;
+pub use callback::{ByteSink, ByteSource, CallbackLink};
+pub use listen::Listener;
+pub use socket::{SocketLink, connect};
+
+use crate::cancel::Cancel;
+use crate::error::LinkError;
+
+/// A duplex byte stream to the peer.
+pub trait Link: Send {
+    /// Reads at least one byte into `out`.
+    ///
+    /// # Errors
+    /// [`LinkError::Closed`] at the end; [`LinkError::Idle`] and [`LinkError::Cancelled`] where nothing came.
+    fn read(&mut self, out: &mut [u8]) -> Result<usize, LinkError>;
+
+    /// Writes all of `bufs`, advancing them.
+    ///
+    /// # Errors
+    /// As [`Link::read`]. How much the peer got is then unknown.
+    fn write_all(&mut self, bufs: &mut [IoSlice<'_>]) -> Result<(), LinkError>;
+
+    /// Makes waits on this link end when `cancel` is set.
+    fn arm(&mut self, cancel: &Cancel);
+
+    /// Undoes [`Link::arm`]: what was cancelled still has to be told to the peer.
+    fn disarm(&mut self);
+
+    /// Tells the peer that nothing more will come; reading goes on.
+    fn finish(&mut self);
+
+    /// The peer, for messages.
+    fn peer(&self) -> &str;
+}
+
+/// How a link behaves.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// How long [`connect`] tries. Default 10 s.
+    pub connect_timeout: Duration,
+    /// A wait in which not one byte moves fails after this. Callers that hold a session for long send pings. Default 60 s.
+    pub idle_timeout: Duration,
+    /// TCP keepalive: a host that died is noticed after about twice this, in every phase. Default 10 s.
+    pub keepalive: Duration,
+    /// Plain TCP listens on loopback only, unless this is set: whoever can reach the port reads and writes guest memory.
+    pub allow_remote_plaintext: bool,
+}
+
+impl Default for LinkOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            keepalive: Duration::from_secs(10),
+            allow_remote_plaintext: false,
+        }
+    }
+}
+
+/// How often a blocked system call looks whether it was cancelled or is idle for too long.
+const SLICE: Duration = Duration::from_millis(100);

@@ -1,0 +1,123 @@
+//! From PREPARED to running.
+
+use std::time::Instant;
+
+use towline_core::fsm::DeviceState;
+
+use super::{DestinationSession, Step};
+use crate::dialogue::Message;
+use crate::error::{EngineError, FenceError};
+use crate::fence::{Record, Role};
+use crate::session::set_state;
+
+impl DestinationSession {
+    /// Waits for COMMIT, makes the commit durable and answers. When this returns `Ok`, this side owns the functions, whether the
+    /// source could be told or not; nothing runs yet.
+    ///
+    /// # Errors
+    /// Before the commit is durable everything is rolled back, the refusal durable first. [`EngineError::CommitRefused`] where
+    /// the fence refused. [`EngineError::Fence`] where it can't be told whether the commit is durable: the functions stay
+    /// stopped, and the journal tells when it is opened again.
+    pub fn wait_commit(&mut self) -> Result<u64, EngineError> {
+        self.expect("wait_commit", &[Step::Prepared])?;
+        let start = Instant::now();
+        let epoch = self.epoch;
+        self.attempt(|s| {
+            loop {
+                match s.receiver.message(s.link.as_mut(), "waiting for COMMIT")? {
+                    Message::Commit { epoch: asked } if asked == epoch => break,
+                    Message::Commit { epoch: asked } => {
+                        return Err(EngineError::Protocol {
+                            during: "waiting for COMMIT",
+                            what: format!("it commits epoch {asked}, the session has {epoch}"),
+                        });
+                    }
+                    other => s.aside(other, "waiting for COMMIT")?,
+                }
+            }
+            s.config.points.hit("destination:commit-received")?;
+            s.config.cancel.close()
+        })
+        .or_else(|error| self.refuse_commit(error))?;
+        self.link.disarm();
+        self.timings.add("wait-commit", start);
+        let start = Instant::now();
+        let session = self.config.fence_session(&self.offer);
+        match self.config.fence.append(session, Role::Destination, Record::Committed { epoch }) {
+            Ok(()) => {}
+            Err(error @ FenceError::Refused { .. }) => {
+                let reason = error.to_string();
+                let _ = self.sender.message(self.link.as_mut(), &Message::Refused { epoch, reason: reason.clone() });
+                let _ = self.roll_back("ERR_TOWLINE_FENCED", &reason);
+                return Err(EngineError::CommitRefused { epoch, reason });
+            }
+            Err(error) => {
+                self.step = Step::Unknown;
+                self.link.finish();
+                return Err(error.into());
+            }
+        }
+        self.timings.add("journal-commit", start);
+        self.step = Step::Committed;
+        self.config.points.hit("destination:commit-durable")?;
+        // Where this fails the source asks later; the ownership is decided.
+        let _ = self.sender.message(self.link.as_mut(), &Message::Committed { epoch });
+        self.config.points.hit("destination:committed-sent")?;
+        Ok(epoch)
+    }
+
+    /// The step has failed and was rolled back, durably; a source that has sent COMMIT is told so.
+    fn refuse_commit(&mut self, error: EngineError) -> Result<(), EngineError> {
+        let refused = self.config.fence.records(self.config.fence_session(&self.offer), Role::Destination);
+        if refused.is_ok_and(|r| matches!(r.last(), Some(Record::Aborted { .. } | Record::Refused { .. }))) {
+            self.config.points.hit("destination:refusal-durable")?;
+        }
+        Err(error)
+    }
+
+    /// Starts the functions. Returns the instant (`CLOCK_MONOTONIC` in nanoseconds) from which the first may execute.
+    ///
+    /// # Errors
+    /// [`EngineError::Channel`]: this side owns the functions all the same; [`DestinationSession::running`] tells the source.
+    pub fn resume(&mut self) -> Result<u64, EngineError> {
+        self.expect("resume", &[Step::Committed])?;
+        let start = Instant::now();
+        let resumed_ns = towline_linux::clock::monotonic_ns();
+        self.step = Step::Resumed;
+        let result = self.start_functions();
+        self.timings.add("resume", start);
+        self.resume_us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if let Err(error) = result {
+            self.resume_error = Some(error.to_string());
+            return Err(error);
+        }
+        self.config.points.hit("destination:resumed")?;
+        Ok(resumed_ns)
+    }
+
+    fn start_functions(&mut self) -> Result<(), EngineError> {
+        if self.functions.len() > 1 {
+            for function in self.functions.iter_mut().filter(|f| f.channel.flags().has_p2p()) {
+                set_state(function, DeviceState::RunningP2p, "resume, quiescent peer-to-peer")?;
+            }
+        }
+        for function in &mut self.functions {
+            set_state(function, DeviceState::Running, "resume")?;
+        }
+        Ok(())
+    }
+
+    /// Tells the source how resuming went. Returns whether it could be told: what it doesn't hear it asks for.
+    ///
+    /// # Errors
+    /// [`EngineError::Misuse`].
+    pub fn running(&mut self) -> Result<bool, EngineError> {
+        self.expect("running", &[Step::Resumed])?;
+        self.step = Step::Running;
+        let error = self.resume_error.as_ref().map(|e| e.chars().take(1000).collect());
+        let told =
+            self.sender.message(self.link.as_mut(), &Message::Running { error, resume_us: self.resume_us }).is_ok();
+        self.config.points.hit("destination:running")?;
+        Ok(told)
+    }
+}

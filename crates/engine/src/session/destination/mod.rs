@@ -1,0 +1,459 @@
+//! The receiving side: its configuration, its states, and the opening dialogue.
+
+mod commit;
+mod receive;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use towline_core::memory::{GuestMemory, MemoryRange};
+use uuid::Uuid;
+
+use super::pages_in::PageReceiver;
+use super::{FunctionOutcome, SessionFunction, Timings, bring_back};
+use crate::cancel::Cancel;
+use crate::dialogue::{Answer, AskOutcome, DIALOGUE_VERSION, Digest, MAX_MISMATCHES, Message, Mismatch, Offer};
+use crate::error::EngineError;
+use crate::faultpoints::FaultPoints;
+use crate::fence::{Fence, Record, Role};
+use crate::link::Link;
+use crate::wire::{Receiver, Sender};
+
+/// What a destination session is made of before it knows what is offered.
+pub struct DestinationConfig {
+    /// Where ownership is durable.
+    pub fence: Arc<dyn Fence>,
+    /// Ends every wait until COMMIT has arrived.
+    pub cancel: Cancel,
+    /// What is rehearsed.
+    pub points: Arc<FaultPoints>,
+    /// The most bytes that the caller's sections may have together; they are held in memory.
+    pub max_section_bytes: u64,
+}
+
+/// What an accepted offer is received into.
+pub struct DestinationTarget {
+    /// The functions, with the identities of the offer; their order is free. Not used by anybody.
+    pub functions: Vec<SessionFunction>,
+    /// Guest memory with the ranges of the offer, used by nobody.
+    pub memory: Arc<dyn GuestMemory>,
+}
+
+/// What came over a fresh link.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Incoming {
+    /// A migration is offered; answer it.
+    Offer(Box<Offer>),
+    /// Somebody asked what became of an epoch, and was answered. The session is over.
+    Asked {
+        /// The session that was asked about.
+        session: Uuid,
+        /// Its epoch.
+        epoch: u64,
+        /// What was answered; durable.
+        outcome: AskOutcome,
+    },
+}
+
+/// What was answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// Whether the migration goes on.
+    pub accepted: bool,
+    /// All mismatches, the caller's and the engine's.
+    pub mismatches: Vec<Mismatch>,
+}
+
+/// A section of the caller, verified.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Its name.
+    pub name: String,
+    /// Its bytes.
+    pub data: Vec<u8>,
+}
+
+/// How far receiving is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReceiveProgress {
+    /// Memory passes that are complete.
+    pub rounds: u32,
+    /// Pages in guest memory, each counted as often as it came.
+    pub pages: u64,
+    /// Bytes of page content.
+    pub memory_bytes: u64,
+    /// Bytes of device state.
+    pub state_bytes: u64,
+    /// Bytes off the wire.
+    pub wire_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    New,
+    Offered,
+    Answered,
+    Loaded,
+    Prepared,
+    Failed,
+    Unknown,
+    Committed,
+    Resumed,
+    Running,
+    Over,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Offered => "offered",
+            Self::Answered => "answered",
+            Self::Loaded => "loaded",
+            Self::Prepared => "prepared",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown: its commit may or may not be durable",
+            Self::Committed => "committed",
+            Self::Resumed => "resumed",
+            Self::Running => "running",
+            Self::Over => "over",
+        }
+    }
+
+    fn allowed(self) -> &'static str {
+        match self {
+            Self::New => "read_offer, abort",
+            Self::Offered => "answer, refuse, abort",
+            Self::Answered => "receive, abort",
+            Self::Loaded => "prepared, abort",
+            Self::Prepared => "wait_commit, abort",
+            Self::Failed => "abort",
+            Self::Unknown => "nothing: open the journal again and recover",
+            Self::Committed => "resume",
+            Self::Resumed => "running",
+            Self::Running | Self::Over => "nothing, it is over",
+        }
+    }
+}
+
+/// The receiving side of one migration. See [`super`] for the order of calls.
+pub struct DestinationSession {
+    pub(super) config: DestinationConfig,
+    pub(super) link: Box<dyn Link>,
+    pub(super) sender: Sender,
+    pub(super) receiver: Receiver,
+    pub(super) step: Step,
+    pub(super) offer: Option<Offer>,
+    pub(super) functions: Vec<SessionFunction>,
+    pub(super) memory: Option<Arc<dyn GuestMemory>>,
+    pub(super) pages: Option<PageReceiver>,
+    pub(super) sections: Vec<Section>,
+    pub(super) digests: Vec<Digest>,
+    pub(super) progress: ReceiveProgress,
+    pub(super) epoch: u64,
+    pub(super) opened: bool,
+    /// The functions may hold foreign state.
+    pub(super) touched: bool,
+    pub(super) resume_error: Option<String>,
+    pub(super) resume_us: u64,
+    pub(super) timings: Timings,
+}
+
+impl DestinationSession {
+    /// Makes a session over an accepted link.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`].
+    pub fn new(config: DestinationConfig, mut link: Box<dyn Link>) -> Result<Self, EngineError> {
+        config.points.check()?;
+        link.arm(&config.cancel);
+        Ok(Self {
+            config,
+            link,
+            sender: Sender::new(Uuid::nil(), None)?,
+            receiver: Receiver::default(),
+            step: Step::New,
+            offer: None,
+            functions: Vec::new(),
+            memory: None,
+            pages: None,
+            sections: Vec::new(),
+            digests: Vec::new(),
+            progress: ReceiveProgress::default(),
+            epoch: 0,
+            opened: false,
+            touched: false,
+            resume_error: None,
+            resume_us: 0,
+            timings: Timings::default(),
+        })
+    }
+
+    /// Reads what came over the link: an offer, or a question about an earlier session, which is answered at once.
+    ///
+    /// # Errors
+    /// Those of the link, [`EngineError::Protocol`], [`EngineError::Stream`], [`EngineError::Limit`].
+    pub fn read_offer(&mut self) -> Result<Incoming, EngineError> {
+        self.expect("read_offer", &[Step::New])?;
+        self.attempt(|s| match s.receiver.message(s.link.as_mut(), "waiting for an offer")? {
+            Message::Offer(offer) => {
+                s.check_session(offer.session)?;
+                s.offer = Some(offer.clone());
+                s.step = Step::Offered;
+                s.config.points.hit("destination:offered")?;
+                Ok(Incoming::Offer(Box::new(offer)))
+            }
+            Message::Ask { session, epoch, .. } => {
+                s.check_session(session)?;
+                let outcome =
+                    crate::recover::answer_ask(s.config.fence.as_ref(), session, epoch).unwrap_or(AskOutcome::Unknown);
+                if outcome == AskOutcome::Refused {
+                    s.config.points.hit("destination:refusal-durable")?;
+                }
+                s.step = Step::Over;
+                s.sender.message(s.link.as_mut(), &Message::AskAnswer { outcome })?;
+                s.link.finish();
+                Ok(Incoming::Asked { session, epoch, outcome })
+            }
+            other => Err(EngineError::Protocol {
+                during: "waiting for an offer",
+                what: format!("it said {:?} instead", other.name()),
+            }),
+        })
+    }
+
+    /// Answers the offer with the caller's mismatches and the engine's own (identities, memory layout, capabilities). With any,
+    /// nothing is touched and the session is over.
+    ///
+    /// # Errors
+    /// Those of the link, [`EngineError::Fence`], [`EngineError::Limit`] for too many mismatches.
+    pub fn answer(&mut self, target: DestinationTarget, mismatches: Vec<Mismatch>) -> Result<Answered, EngineError> {
+        self.expect("answer", &[Step::Offered])?;
+        self.attempt(|s| s.do_answer(Some(target), mismatches))
+    }
+
+    /// Refuses the offer, without having made anything for it. `mismatches` is not empty.
+    ///
+    /// # Errors
+    /// As [`DestinationSession::answer`].
+    pub fn refuse(&mut self, mismatches: Vec<Mismatch>) -> Result<Answered, EngineError> {
+        self.expect("refuse", &[Step::Offered])?;
+        if mismatches.is_empty() {
+            return Err(EngineError::Config { what: "a refusal needs at least one reason".into() });
+        }
+        self.attempt(|s| s.do_answer(None, mismatches))
+    }
+
+    fn do_answer(
+        &mut self,
+        target: Option<DestinationTarget>,
+        mut mismatches: Vec<Mismatch>,
+    ) -> Result<Answered, EngineError> {
+        let start = Instant::now();
+        let Some(offer) = self.offer.clone() else { return Ok(Answered { accepted: false, mismatches }) };
+        let mut memory_is_fresh = false;
+        if let Some(mut target) = target {
+            mismatches.extend(compare(&offer, &target));
+            if mismatches.is_empty() {
+                // State sections come in the order of the offer.
+                target.functions.sort_by_key(|f| offer.functions.iter().position(|o| o.id == f.id));
+                let ranges: Vec<MemoryRange> = target.memory.ranges();
+                memory_is_fresh = ranges.iter().all(|r| target.memory.populated(*r).is_empty());
+                self.pages = Some(PageReceiver::new(&ranges, offer.page_size_bytes, memory_is_fresh)?);
+                self.functions = target.functions;
+                self.memory = Some(target.memory);
+            }
+        }
+        if mismatches.len() > MAX_MISMATCHES {
+            return Err(EngineError::Limit {
+                what: "number of mismatches",
+                value: mismatches.len() as u64,
+                limit: MAX_MISMATCHES as u64,
+            });
+        }
+        let ids: Vec<String> = offer.functions.iter().map(|f| f.id.clone()).collect();
+        let epoch_seen = self.config.fence.highest_epoch(&ids)?;
+        let accepted = mismatches.is_empty();
+        let answer = Answer { mismatches: mismatches.clone(), epoch_seen, memory_is_fresh };
+        self.sender.message(self.link.as_mut(), &Message::Answer(answer))?;
+        if accepted {
+            self.step = Step::Answered;
+            self.config.points.hit("destination:answered")?;
+        } else {
+            self.step = Step::Over;
+            self.link.finish();
+        }
+        self.timings.add("answer", start);
+        Ok(Answered { accepted, mismatches })
+    }
+
+    /// The stream header and the message speak of the same session; answers carry it too.
+    fn check_session(&mut self, session: Uuid) -> Result<(), EngineError> {
+        self.sender.set_session(session);
+        if self.receiver.session() == Some(session) {
+            return Ok(());
+        }
+        Err(EngineError::Protocol {
+            during: "waiting for an offer",
+            what: format!("its stream header names another session than {session}"),
+        })
+    }
+
+    /// Gives up, before the commit: the refusal becomes durable, the source is told, functions that were touched are reset.
+    ///
+    /// # Errors
+    /// [`EngineError::Misuse`] once committed; [`EngineError::Fence`] where the refusal could not be made durable: then the
+    /// functions are left stopped, as nobody may run them.
+    pub fn abort(&mut self, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
+        if self.step >= Step::Unknown {
+            return Err(EngineError::Misuse { call: "abort", state: self.step.name(), allowed: self.step.allowed() });
+        }
+        self.roll_back("ERR_TOWLINE_ABORTED", reason)
+    }
+
+    /// The functions as they are now, for the caller that keeps them; the session is over.
+    #[must_use]
+    pub fn into_functions(mut self) -> Vec<SessionFunction> {
+        std::mem::take(&mut self.functions)
+    }
+
+    /// How long each phase took so far.
+    #[must_use]
+    pub fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
+    /// How far receiving is.
+    #[must_use]
+    pub fn progress(&self) -> ReceiveProgress {
+        self.progress
+    }
+
+    pub(super) fn expect(&self, call: &'static str, allowed: &[Step]) -> Result<(), EngineError> {
+        if allowed.contains(&self.step) {
+            return Ok(());
+        }
+        Err(EngineError::Misuse { call, state: self.step.name(), allowed: self.step.allowed() })
+    }
+
+    /// Runs one step before the commit; a failure rolls back: the source is told, the functions are reset.
+    pub(super) fn attempt<T>(
+        &mut self,
+        step: impl FnOnce(&mut Self) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let result = self.config.cancel.check().and_then(|()| step(self));
+        result.map_err(|error| {
+            let error = match error {
+                EngineError::Link(_) if self.config.cancel.is_cancelled() => EngineError::Cancelled,
+                other => other,
+            };
+            if self.step < Step::Failed {
+                // What fails in here can't be helped any more, and must not hide why it was needed.
+                let _ = self.roll_back(error.code(), &error.to_string());
+            }
+            error
+        })
+    }
+
+    fn roll_back(&mut self, code: &str, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
+        let start = Instant::now();
+        let tell = self.step != Step::Over;
+        self.step = Step::Over;
+        self.link.disarm();
+        if self.opened {
+            // First of all: from here on this epoch can't commit, whatever arrives.
+            let record = Record::Aborted { reason: reason.to_owned() };
+            if let Err(error) =
+                self.config.fence.append(self.config.fence_session(&self.offer), Role::Destination, record)
+            {
+                self.link.finish();
+                return Err(error.into());
+            }
+        }
+        if tell {
+            let message = Message::Abort { code: code.to_owned(), reason: reason.chars().take(1000).collect() };
+            // A source that can't be told notices the end of the link.
+            let _ = self.sender.message(self.link.as_mut(), &message);
+        }
+        self.link.finish();
+        let outcomes =
+            if std::mem::take(&mut self.touched) { self.functions.iter_mut().map(reset).collect() } else { Vec::new() };
+        self.timings.add("abort", start);
+        self.config.points.hit("destination:aborted")?;
+        Ok(outcomes)
+    }
+}
+
+impl DestinationConfig {
+    fn fence_session(&self, offer: &Option<Offer>) -> Uuid {
+        offer.as_ref().map_or(Uuid::nil(), |o| o.session)
+    }
+}
+
+impl Drop for DestinationSession {
+    fn drop(&mut self) {
+        if self.step < Step::Unknown && self.step != Step::New {
+            let _ = self.roll_back("ERR_TOWLINE_ABORTED", "the session was dropped");
+        }
+    }
+}
+
+/// Foreign state must not run: a reset, not a way back to RUNNING with it.
+fn reset(function: &mut SessionFunction) -> FunctionOutcome {
+    let error = function.channel.reset().err().map(|e| e.message);
+    if error.is_some() {
+        return FunctionOutcome {
+            id: function.id.clone(),
+            state: function.channel.state().ok(),
+            was_reset: true,
+            error,
+        };
+    }
+    FunctionOutcome { was_reset: true, ..bring_back(function) }
+}
+
+/// What the engine itself finds against an offer.
+fn compare(offer: &Offer, target: &DestinationTarget) -> Vec<Mismatch> {
+    let mut found = Vec::new();
+    let mut add = |code: &str, message: String, mend: &str| {
+        found.push(Mismatch { code: code.into(), message, mend: mend.into() });
+    };
+    if offer.version != DIALOGUE_VERSION {
+        let message =
+            format!("the source speaks version {} of the dialogue, this side {DIALOGUE_VERSION}", offer.version);
+        add("version", message, "run the same release on both sides");
+    }
+    for offered in &offer.functions {
+        match target.functions.iter().find(|f| f.id == offered.id) {
+            None => {
+                add("function-missing", format!("function {} does not exist here", offered.id), "provision it first")
+            }
+            Some(here) if !here.channel.flags().can_migrate() => {
+                add(
+                    "function-not-migratable",
+                    format!("function {} can't take device state", offered.id),
+                    "enable migration on it",
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    for function in &target.functions {
+        if !offer.functions.iter().any(|o| o.id == function.id) {
+            add("function-extra", format!("function {} is not part of the offer", function.id), "leave it out");
+        }
+    }
+    let mut offered: Vec<MemoryRange> = offer.memory.iter().map(|r| MemoryRange { gpa: r.gpa, len: r.len }).collect();
+    offered.sort_unstable();
+    let mut here = target.memory.ranges();
+    here.sort_unstable();
+    if offered != here {
+        let text = |ranges: &[MemoryRange]| {
+            let parts: Vec<String> = ranges.iter().take(8).map(|r| format!("{:#x}+{:#x}", r.gpa, r.len)).collect();
+            format!("{} ranges: {}", ranges.len(), parts.join(", "))
+        };
+        let message = format!("guest memory differs: offered {}; here {}", text(&offered), text(&here));
+        add("memory-layout", message, "give the guest the same memory ranges on both sides");
+    }
+    found
+}

@@ -1,0 +1,238 @@
+//! From the first frame of the stream to everything verified and loaded.
+
+use std::time::Instant;
+
+use towline_core::fsm::DeviceState;
+use towline_core::stream::{Event, SectionKind};
+
+use super::{DestinationSession, ReceiveProgress, Section, Step};
+use crate::dialogue::{Digest, Message, Offer};
+use crate::error::EngineError;
+use crate::fence::{Record, Role};
+use crate::session::{channel_error, set_state};
+use crate::wire::{MEMORY_CHANNEL, function_channel, section_channel};
+
+/// One section while it comes in; the rules of the stream see to order and contents, this to what was offered.
+struct Expected {
+    channel: u32,
+    kind: SectionKind,
+    /// As in the digests.
+    label: String,
+    /// As in its SECTION_BEGIN.
+    name: String,
+    begun: bool,
+    done: bool,
+    chunks: u64,
+}
+
+impl DestinationSession {
+    /// Receives until everything is verified and loaded: pages in guest memory, device state in functions that are in STOP, the
+    /// caller's sections kept. Nothing runs. `progress` is called after every batch.
+    ///
+    /// # Errors
+    /// Whatever went wrong; the source was told and the functions are reset then.
+    pub fn receive(&mut self, progress: &mut dyn FnMut(&ReceiveProgress)) -> Result<(), EngineError> {
+        self.expect("receive", &[Step::Answered])?;
+        self.attempt(|s| {
+            let start = Instant::now();
+            let Some(offer) = s.offer.clone() else {
+                return Err(EngineError::Misuse { call: "receive", state: "new", allowed: "read_offer" });
+            };
+            s.open(&offer)?;
+            let mut sections = expected(&offer);
+            // Events borrow from the receiver, so it is taken out for as long as the stream lasts.
+            let mut receiver = std::mem::take(&mut s.receiver);
+            let mut result = Ok(());
+            while result.is_ok() && s.step == Step::Answered {
+                result = s.config.cancel.check().and_then(|()| {
+                    let event = receiver.next(s.link.as_mut())?;
+                    s.event(event, &offer, &mut sections)
+                });
+                s.progress.wire_bytes = receiver.wire_bytes();
+                progress(&s.progress);
+            }
+            s.receiver = receiver;
+            result?;
+            s.timings.add("receive", start);
+            let start = Instant::now();
+            for function in &mut s.functions {
+                set_state(function, DeviceState::Stop, "verify and load the device state")?;
+            }
+            s.timings.add("device-load", start);
+            s.config.points.hit("destination:loaded")
+        })
+    }
+
+    /// Waits for READY and takes the session into the fence.
+    fn open(&mut self, offer: &Offer) -> Result<(), EngineError> {
+        let epoch = loop {
+            match self.receiver.message_or_filler(self.link.as_mut(), "waiting for READY")? {
+                None => {}
+                Some(Message::Ready { epoch }) => break epoch,
+                Some(other) => self.aside(other, "waiting for READY")?,
+            }
+        };
+        self.epoch = epoch;
+        let functions = offer.functions.iter().map(|f| f.id.clone()).collect();
+        let record = Record::Opened { session: offer.session, role: Role::Destination, functions, epoch };
+        self.config.fence.append(offer.session, Role::Destination, record)?;
+        self.opened = true;
+        self.config.points.hit("destination:opened")
+    }
+
+    /// Handles what may be said in between.
+    pub(super) fn aside(&mut self, message: Message, during: &'static str) -> Result<(), EngineError> {
+        match message {
+            Message::Ping { nonce } => self.sender.message(self.link.as_mut(), &Message::Pong { nonce }),
+            Message::Abort { code, reason } => Err(EngineError::PeerAborted { code, reason }),
+            other => Err(EngineError::Protocol { during, what: format!("it said {:?} instead", other.name()) }),
+        }
+    }
+
+    fn event(&mut self, event: Event<'_>, offer: &Offer, sections: &mut [Expected]) -> Result<(), EngineError> {
+        match event {
+            Event::Dialogue(json) => self.aside(Message::decode(json)?, "receiving the stream"),
+            Event::Pages { channel, pages } => {
+                begun(sections, channel)?;
+                let (Some(receiver), Some(memory)) = (&mut self.pages, &self.memory) else { return Ok(()) };
+                receiver.write(memory.as_ref(), &pages)?;
+                self.progress.pages = receiver.pages;
+                self.progress.memory_bytes = receiver.bytes;
+                Ok(())
+            }
+            Event::RoundEnd { round, .. } => {
+                if !round.is_final {
+                    self.progress.rounds = self.progress.rounds.saturating_add(1);
+                    self.config.points.hit("destination:memory-pass")?;
+                    self.sender.message(self.link.as_mut(), &Message::RoundDone { round: round.round })?;
+                }
+                Ok(())
+            }
+            Event::SectionBegin { channel, section } => {
+                let expected = find(sections, channel)?;
+                if expected.kind != section.kind || expected.name != section.name {
+                    return Err(not_offered(channel));
+                }
+                expected.begun = true;
+                Ok(())
+            }
+            Event::StateChunk { channel, data } => self.state_chunk(begun(sections, channel)?, data),
+            Event::SectionData { channel, data } => self.section_data(begun(sections, channel)?, data),
+            Event::Manifest { channel, digest } => {
+                let section = begun(sections, channel)?;
+                section.done = true;
+                // A section without data is one too.
+                if section.kind == SectionKind::Caller && !self.sections.iter().any(|s| s.name == section.name) {
+                    self.sections.push(Section { name: section.name.clone(), data: Vec::new() });
+                }
+                let (label, bytes) = (section.label.clone(), digest.bytes());
+                self.digests.push(Digest { section: label, bytes, digest: digest.hash() });
+                Ok(())
+            }
+            Event::StreamEnd { .. } => {
+                if let Some(missing) = sections.iter().find(|s| !s.done) {
+                    return Err(EngineError::Protocol {
+                        during: "receiving the stream",
+                        what: format!("it ends without {}", missing.label),
+                    });
+                }
+                debug_assert_eq!(sections.len(), 1 + offer.functions.len() + offer.sections.len());
+                self.step = Step::Loaded;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn state_chunk(&mut self, section: &mut Expected, data: &[u8]) -> Result<(), EngineError> {
+        let Some(function) = self.functions.iter_mut().find(|f| f.id == section.name) else {
+            return Err(not_offered(section.channel));
+        };
+        if !self.touched {
+            self.config.points.hit("destination:state-loading")?;
+            self.touched = true;
+        }
+        let start = Instant::now();
+        if section.chunks == 0 {
+            // In one step: some devices start anew when they pass STOP on the way.
+            set_state(function, DeviceState::Resuming, "go to RESUMING")?;
+        }
+        section.chunks += 1;
+        function.channel.write(data).map_err(channel_error(&function.id, "load device state"))?;
+        self.timings.add("device-write", start);
+        self.progress.state_bytes = self.progress.state_bytes.saturating_add(data.len() as u64);
+        Ok(())
+    }
+
+    fn section_data(&mut self, section: &mut Expected, data: &[u8]) -> Result<(), EngineError> {
+        let held: u64 = self.sections.iter().map(|s| s.data.len() as u64).sum();
+        let total = held.saturating_add(data.len() as u64);
+        if total > self.config.max_section_bytes {
+            let limit = self.config.max_section_bytes;
+            return Err(EngineError::Limit { what: "bytes of the caller's sections", value: total, limit });
+        }
+        match self.sections.iter_mut().find(|s| s.name == section.name) {
+            Some(kept) => kept.data.extend_from_slice(data),
+            None => self.sections.push(Section { name: section.name.clone(), data: data.to_vec() }),
+        }
+        Ok(())
+    }
+
+    /// The caller's sections, verified; to be loaded before [`DestinationSession::prepared`].
+    #[must_use]
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// Tells the source that everything is loaded.
+    ///
+    /// # Errors
+    /// Those of the link; the functions are reset then.
+    pub fn prepared(&mut self) -> Result<(), EngineError> {
+        self.expect("prepared", &[Step::Loaded])?;
+        self.attempt(|s| {
+            let digests = s.digests.clone();
+            s.sender.message(s.link.as_mut(), &Message::Prepared { digests })?;
+            s.step = Step::Prepared;
+            s.config.points.hit("destination:prepared")
+        })
+    }
+}
+
+/// Everything that has to come.
+fn expected(offer: &Offer) -> Vec<Expected> {
+    let new = |channel, kind, label, name: &str| Expected {
+        channel,
+        kind,
+        label,
+        name: name.to_owned(),
+        begun: false,
+        done: false,
+        chunks: 0,
+    };
+    let mut sections = vec![new(MEMORY_CHANNEL, SectionKind::Memory, "memory".to_owned(), "memory")];
+    for (i, f) in offer.functions.iter().enumerate() {
+        sections.push(new(function_channel(i), SectionKind::DeviceState, format!("state:{}", f.id), &f.id));
+    }
+    for (i, name) in offer.sections.iter().enumerate() {
+        let channel = section_channel(offer.functions.len(), i);
+        sections.push(new(channel, SectionKind::Caller, format!("section:{name}"), name));
+    }
+    sections
+}
+
+fn find(sections: &mut [Expected], channel: u32) -> Result<&mut Expected, EngineError> {
+    sections.iter_mut().find(|s| s.channel == channel).ok_or_else(|| not_offered(channel))
+}
+
+/// A section that is open by the rules of the stream, and was offered.
+fn begun(sections: &mut [Expected], channel: u32) -> Result<&mut Expected, EngineError> {
+    find(sections, channel).and_then(|s| if s.begun && !s.done { Ok(s) } else { Err(not_offered(channel)) })
+}
+
+fn not_offered(channel: u32) -> EngineError {
+    EngineError::Protocol {
+        during: "receiving the stream",
+        what: format!("the section on channel {channel} is not what was offered"),
+    }
+}

@@ -1,0 +1,276 @@
+//! From the end of the stream to the release, and the ways back.
+
+use std::time::Instant;
+
+use towline_core::fsm::DeviceState;
+use towline_core::stream::SectionKind;
+
+use super::{SourceSession, Step, unexpected};
+use crate::dialogue::{AskOutcome, Digest, Message};
+use crate::error::EngineError;
+use crate::fence::{Record, Role};
+use crate::recover::{self, Verdict};
+use crate::session::{FunctionOutcome, bring_back, set_state};
+use crate::wire::{MEMORY_CHANNEL, function_channel, section_channel};
+
+/// What the destination has verified.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreparedInfo {
+    /// Each section with its digest, as both sides computed it.
+    pub digests: Vec<Digest>,
+    /// Milliseconds from the last byte sent until everything was loaded at the destination.
+    pub load_ms: f64,
+}
+
+/// How the commit went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CommitInfo {
+    /// The epoch that the destination owns the functions by.
+    pub epoch: u64,
+    /// Milliseconds of making the intent durable.
+    pub intent_ms: f64,
+    /// Milliseconds from the first byte of COMMIT to the destination's answer.
+    pub round_trip_ms: f64,
+}
+
+impl SourceSession {
+    /// Sends one of the caller's sections; all that were offered, in their order. At most 1 GiB each.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] for another name than the next one, and those of the link.
+    pub fn send_section(&mut self, name: &str, data: &[u8]) -> Result<(), EngineError> {
+        self.expect("send_section", &[Step::Final])?;
+        if self.config.sections.get(self.sections_sent).map(String::as_str) != Some(name) {
+            let next = self.config.sections.get(self.sections_sent).map_or("none", String::as_str);
+            return Err(EngineError::Config {
+                what: format!("section {name:?} is not the next that was offered, that is {next:?}"),
+            });
+        }
+        self.attempt(|s| {
+            let start = Instant::now();
+            let channel = section_channel(s.config.functions.len(), s.sections_sent);
+            s.sender.section_begin(s.link.as_mut(), channel, SectionKind::Caller, name)?;
+            for chunk in data.chunks(crate::session::state_io::CHUNK_BYTES) {
+                s.sender.section_data(s.link.as_mut(), channel, chunk)?;
+            }
+            s.sender.manifest(s.link.as_mut(), channel, &format!("section:{name}"))?;
+            s.sections_sent += 1;
+            s.timings.add("sections", start);
+            Ok(())
+        })
+    }
+
+    /// Ends the stream with every manifest and waits until the destination has verified and loaded all of it. Nothing runs
+    /// anywhere then, and the caller may look at both sides.
+    ///
+    /// # Errors
+    /// [`EngineError::PeerAborted`] where the destination found something wrong; [`EngineError::Protocol`] where its digests
+    /// are others than ours; [`EngineError::Config`] where an offered section was not sent.
+    pub fn prepare(&mut self) -> Result<PreparedInfo, EngineError> {
+        self.expect("prepare", &[Step::Final])?;
+        if let Some(missing) = self.config.sections.get(self.sections_sent) {
+            return Err(EngineError::Config { what: format!("section {missing:?} was offered and not sent") });
+        }
+        self.attempt(|s| {
+            let start = Instant::now();
+            for (index, function) in s.config.functions.iter().enumerate() {
+                let name = format!("state:{}", function.id);
+                s.sender.manifest(s.link.as_mut(), function_channel(index), &name)?;
+            }
+            s.sender.manifest(s.link.as_mut(), MEMORY_CHANNEL, "memory")?;
+            s.sender.stream_end(s.link.as_mut())?;
+            s.config.points.hit("source:stream-end")?;
+            let digests = match s.hear("waiting for PREPARED")? {
+                Message::Prepared { digests } => digests,
+                other => return Err(unexpected("waiting for PREPARED", &other)),
+            };
+            if digests != s.sender.digests() {
+                return Err(EngineError::Protocol {
+                    during: "waiting for PREPARED",
+                    what: "it has received something else than was sent".into(),
+                });
+            }
+            let load_ms = start.elapsed().as_secs_f64() * 1000.0;
+            s.timings.add("prepare", start);
+            s.step = Step::Prepared;
+            s.config.points.hit("source:prepared")?;
+            Ok(PreparedInfo { digests, load_ms })
+        })
+    }
+
+    /// Commits: the intent is durable before the first byte of COMMIT leaves; from then on nothing can be cancelled.
+    ///
+    /// # Errors
+    /// [`EngineError::InDoubt`] where COMMIT may have arrived and its answer didn't: the functions stay stopped until
+    /// [`SourceSession::settle`]. [`EngineError::CommitRefused`]: the source still owns them, abort brings them back. Before
+    /// the intent as for any other step.
+    pub fn commit(&mut self) -> Result<CommitInfo, EngineError> {
+        self.expect("commit", &[Step::Prepared])?;
+        let intent_ms = self.attempt(|s| {
+            s.config.points.hit("source:commit-intent")?;
+            s.config.cancel.close()?;
+            s.link.disarm();
+            let start = Instant::now();
+            // Should this fail, the intent may be durable or not, but COMMIT was not sent: aborting is right either way.
+            s.config.fence.append(s.config.session, Role::Source, Record::Intent { epoch: s.epoch })?;
+            s.timings.add("journal-intent", start);
+            s.step = Step::InDoubt;
+            Ok(start.elapsed().as_secs_f64() * 1000.0)
+        })?;
+        let start = Instant::now();
+        let epoch = self.epoch;
+        let answer = (|| {
+            self.config.points.hit("source:commit-intent-durable")?;
+            self.say(&Message::Commit { epoch })?;
+            self.config.points.hit("source:commit-sent")?;
+            self.receiver.message(self.link.as_mut(), "waiting for COMMITTED")
+        })();
+        self.timings.add("commit", start);
+        let round_trip_ms = start.elapsed().as_secs_f64() * 1000.0;
+        match answer {
+            Ok(Message::Committed { epoch: committed }) if committed == epoch => {
+                self.step = Step::Committed;
+                // Known and not undone by anything that follows.
+                self.config.points.hit("source:committed")?;
+                Ok(CommitInfo { epoch, intent_ms, round_trip_ms })
+            }
+            Ok(Message::Refused { epoch: refused, reason }) if refused == epoch => {
+                self.step = Step::CommitRefused;
+                Err(EngineError::CommitRefused { epoch, reason })
+            }
+            Ok(other) => Err(self.in_doubt(unexpected("waiting for COMMITTED", &other))),
+            Err(cause) => Err(self.in_doubt(cause)),
+        }
+    }
+
+    fn in_doubt(&self, cause: EngineError) -> EngineError {
+        EngineError::InDoubt { session: self.config.session, epoch: self.epoch, cause: Box::new(cause) }
+    }
+
+    /// Ends the doubt by the destination's answer ([`crate::recover::ask`]). The session may then be released or aborted, or
+    /// stays in doubt.
+    ///
+    /// # Errors
+    /// [`EngineError::Misuse`].
+    pub fn settle(&mut self, answer: AskOutcome) -> Result<Verdict, EngineError> {
+        self.expect("settle", &[Step::InDoubt])?;
+        let records = self.config.fence.records(self.config.session, Role::Source)?;
+        let verdict = recover::decide(Role::Source, &records, Some(answer));
+        match verdict {
+            Verdict::Released => self.step = Step::Committed,
+            Verdict::ResumeSource => self.step = Step::CommitRefused,
+            _ => {}
+        }
+        Ok(verdict)
+    }
+
+    /// A person takes the functions back from a destination that is dead for good. They run again.
+    ///
+    /// # Errors
+    /// [`EngineError::Fence`].
+    pub fn declare_destination_dead(&mut self, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
+        self.expect("declare_destination_dead", &[Step::InDoubt])?;
+        recover::declare_destination_dead(self.config.fence.as_ref(), self.config.session, reason)?;
+        self.step = Step::Aborted;
+        self.stop_tracking();
+        Ok(self.config.functions.iter_mut().map(bring_back).collect())
+    }
+
+    /// Waits until the functions run at the destination; returns how long it took to resume them, in milliseconds. Whatever this
+    /// says, the destination owns them.
+    ///
+    /// # Errors
+    /// The link's, or [`EngineError::Protocol`] with the destination's words where it could not resume them.
+    pub fn wait_running(&mut self) -> Result<f64, EngineError> {
+        self.expect("wait_running", &[Step::Committed])?;
+        let start = Instant::now();
+        let message = self.receiver.message(self.link.as_mut(), "waiting for RUNNING")?;
+        self.timings.add("resume", start);
+        self.step = Step::Acknowledged;
+        match message {
+            Message::Running { error: None, resume_us } => {
+                self.config.points.hit("source:running")?;
+                Ok(resume_us as f64 / 1000.0)
+            }
+            Message::Running { error: Some(error), .. } => Err(EngineError::Protocol {
+                during: "waiting for RUNNING",
+                what: format!("the destination owns the functions and could not resume them: {error}"),
+            }),
+            other => Err(unexpected("waiting for RUNNING", &other)),
+        }
+    }
+
+    /// Makes the release durable, stops tracking and leaves every function in STOP. Outside of the downtime.
+    ///
+    /// # Errors
+    /// [`EngineError::Fence`]; the functions stay stopped all the same.
+    pub fn release(&mut self) -> Result<Vec<FunctionOutcome>, EngineError> {
+        self.expect("release", &[Step::Committed, Step::Acknowledged])?;
+        let start = Instant::now();
+        self.config.fence.append(self.config.session, Role::Source, Record::Released)?;
+        self.timings.add("journal-release", start);
+        self.step = Step::Released;
+        self.stop_tracking();
+        let to = if self.config.points.run_after_release { DeviceState::Running } else { DeviceState::Stop };
+        if self.config.points.run_after_release {
+            self.config.points.note_fired();
+        }
+        let outcomes = self
+            .config
+            .functions
+            .iter_mut()
+            .map(|function| {
+                let error = set_state(function, to, "leave STOP_COPY").err().map(|e| e.to_string());
+                FunctionOutcome {
+                    id: function.id.clone(),
+                    state: function.channel.state().ok(),
+                    was_reset: false,
+                    error,
+                }
+            })
+            .collect();
+        self.config.points.hit("source:released")?;
+        Ok(outcomes)
+    }
+
+    /// Gives up, before COMMIT-INTENT or after the destination's refusal: every function runs again, tracking stops, the
+    /// destination is told. A function that can't be brought back is reset and says so.
+    ///
+    /// # Errors
+    /// [`EngineError::Misuse`] where it is too late or over; [`EngineError::Fence`] where the abort could not be made durable
+    /// (the functions run all the same: without an intent nobody else can own them).
+    pub fn abort(&mut self, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
+        if self.step > Step::CommitRefused {
+            return Err(EngineError::Misuse { call: "abort", state: self.step.name(), allowed: self.step.allowed() });
+        }
+        let start = Instant::now();
+        self.config.points.hit("source:aborting")?;
+        let tell = self.step != Step::CommitRefused && self.step != Step::New;
+        self.step = Step::Aborted;
+        self.link.disarm();
+        let outcomes = self.config.functions.iter_mut().map(bring_back).collect();
+        self.stop_tracking();
+        if tell {
+            let code = "ERR_TOWLINE_ABORTED".to_owned();
+            // A destination that can't be told notices the end of the link.
+            let _ = self.say(&Message::Abort { code, reason: reason.chars().take(1000).collect() });
+        }
+        self.link.finish();
+        if self.opened {
+            let record = Record::Aborted { reason: reason.to_owned() };
+            self.config.fence.append(self.config.session, Role::Source, record)?;
+        }
+        self.timings.add("abort", start);
+        self.config.points.hit("source:aborted")?;
+        Ok(outcomes)
+    }
+
+    fn stop_tracking(&mut self) {
+        if std::mem::take(&mut self.tracking) {
+            for named in &mut self.config.dirty_sources {
+                // Whatever it says, tracking is considered stopped (see the trait).
+                let _ = named.source.stop();
+            }
+        }
+    }
+}

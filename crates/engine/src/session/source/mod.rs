@@ -1,0 +1,419 @@
+//! The sending side: its configuration, its states, and the opening dialogue.
+
+mod commit;
+mod steps;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+use towline_core::dirty::Ledger;
+use towline_core::memory::{GuestMemory, MemoryRange};
+use towline_core::stream::SectionKind;
+use uuid::Uuid;
+
+use super::pages_out::{BATCH_BYTES, PageSender, mark_first_pass};
+use super::state_io::StateDigest;
+use super::{NamedSource, SessionFunction, Timings};
+use crate::cancel::Cancel;
+use crate::dialogue::{DIALOGUE_VERSION, Message, Mismatch, Offer, OfferedFunction, OfferedRange};
+use crate::error::EngineError;
+use crate::faultpoints::FaultPoints;
+use crate::fence::{Fence, Record, Role};
+use crate::link::Link;
+use crate::pacer::Pacer;
+use crate::wire::{MEMORY_CHANNEL, Receiver, Sender};
+
+pub use commit::{CommitInfo, PreparedInfo};
+pub use steps::{FinalStats, PrecopyStats, Stopped};
+
+/// What a source session is made of.
+pub struct SourceConfig {
+    /// Name of the session; `Uuid::new_v4()` unless the caller has one.
+    pub session: Uuid,
+    /// The functions that move, RUNNING or stopped. At least one.
+    pub functions: Vec<SessionFunction>,
+    /// Guest memory. Its ranges must not change while the session lasts.
+    pub memory: Arc<dyn GuestMemory>,
+    /// Everything that writes guest memory, each told by some source.
+    pub dirty_sources: Vec<NamedSource>,
+    /// Granularity of memory transfer, a power of two from 512 B to 1 MiB.
+    pub page_size_bytes: u64,
+    /// Names of the caller's sections, in the order in which they will be sent.
+    pub sections: Vec<String>,
+    /// Where ownership is durable.
+    pub fence: Arc<dyn Fence>,
+    /// Ends every wait until COMMIT-INTENT.
+    pub cancel: Cancel,
+    /// Limit of memory passes before the stop, in bytes of page content per second. The final pass is not limited.
+    pub bandwidth_limit_bytes_per_s: Option<u64>,
+    /// What is rehearsed.
+    pub points: Arc<FaultPoints>,
+    /// Keeps a copy of everything sent in this file.
+    pub record_to: Option<PathBuf>,
+}
+
+/// What the destination says to the offer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OfferOutcome {
+    /// Every reason against the migration; with any, the session is over and nothing was touched.
+    pub mismatches: Vec<Mismatch>,
+    /// One round trip of a message, in milliseconds.
+    pub rtt_ms: f64,
+    /// The highest epoch that the destination has seen for these functions.
+    pub peer_epoch: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    New,
+    Offered,
+    Tracking,
+    Quiesced,
+    Stopped,
+    Final,
+    Prepared,
+    /// A step failed; nothing is left but to abort.
+    Failed,
+    CommitRefused,
+    InDoubt,
+    Committed,
+    Acknowledged,
+    Released,
+    Aborted,
+}
+
+impl Step {
+    fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Offered => "offered",
+            Self::Tracking => "tracking",
+            Self::Quiesced => "quiesced",
+            Self::Stopped => "stopped",
+            Self::Final => "sent",
+            Self::Prepared => "prepared",
+            Self::Failed => "failed",
+            Self::CommitRefused => "refused by the destination",
+            Self::InDoubt => "in doubt",
+            Self::Committed => "committed",
+            Self::Acknowledged => "running at the destination",
+            Self::Released => "released",
+            Self::Aborted => "aborted",
+        }
+    }
+
+    fn allowed(self) -> &'static str {
+        match self {
+            Self::New => "offer, abort",
+            Self::Offered => "probe_bandwidth, start_tracking, ping, abort",
+            Self::Tracking => "memory_pass, precopy_state, quiesce, stop, ping, abort",
+            Self::Quiesced => "stop, abort",
+            Self::Stopped => "final_pass, abort",
+            Self::Final => "send_section, prepare, abort",
+            Self::Prepared => "commit, ping, abort",
+            Self::Failed | Self::CommitRefused => "abort",
+            Self::InDoubt => "settle, declare_destination_dead",
+            Self::Committed => "wait_running, release",
+            Self::Acknowledged => "release",
+            Self::Released | Self::Aborted => "nothing, it is over",
+        }
+    }
+}
+
+/// The sending side of one migration. See [`super`] for the order of calls.
+pub struct SourceSession {
+    pub(super) config: SourceConfig,
+    pub(super) link: Box<dyn Link>,
+    pub(super) sender: Sender,
+    pub(super) receiver: Receiver,
+    pub(super) step: Step,
+    pub(super) epoch: u64,
+    pub(super) opened: bool,
+    pub(super) tracking: bool,
+    pub(super) peer_memory_is_fresh: bool,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) ranges: Vec<MemoryRange>,
+    pub(super) pages: PageSender,
+    pub(super) pacer: Pacer,
+    pub(super) round: u32,
+    pub(super) hole_pages: u64,
+    pub(super) state: Vec<StateDigest>,
+    pub(super) sections_sent: usize,
+    pub(super) timings: Timings,
+    pub(super) chunk: Vec<u8>,
+    pub(super) nonce: u64,
+}
+
+impl SourceSession {
+    /// Makes a session over a connected link. Nothing is sent and nothing touched yet.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] and [`EngineError::Limit`] for what can't be migrated; [`EngineError::File`] for the recording.
+    pub fn new(config: SourceConfig, mut link: Box<dyn Link>) -> Result<Self, EngineError> {
+        let invalid = |what: String| EngineError::Config { what };
+        config.points.check()?;
+        if config.functions.is_empty() {
+            return Err(invalid("a session needs at least one function".into()));
+        }
+        for function in &config.functions {
+            if !function.channel.flags().can_migrate() {
+                return Err(invalid(format!("function {} has no STOP_COPY: its state can't be read", function.id)));
+            }
+        }
+        if !config.page_size_bytes.is_power_of_two() || !(512..=BATCH_BYTES).contains(&config.page_size_bytes) {
+            return Err(invalid("the page size is no power of two from 512 B to 1 MiB".into()));
+        }
+        let ranges = config.memory.ranges();
+        let ledger = Ledger::new(&ranges, config.page_size_bytes).map_err(|e| invalid(e.to_string()))?;
+        let mut sender = Sender::new(config.session, config.record_to.as_deref())?;
+        sender.set_page_size(config.page_size_bytes);
+        link.arm(&config.cancel);
+        let pages = PageSender::new(config.page_size_bytes);
+        let pacer = Pacer::new(config.bandwidth_limit_bytes_per_s);
+        let session = config.session;
+        let state = config.functions.iter().map(|_| StateDigest::default()).collect();
+        Ok(Self {
+            config,
+            link,
+            sender,
+            receiver: Receiver::new(Some(session)),
+            step: Step::New,
+            epoch: 0,
+            opened: false,
+            tracking: false,
+            peer_memory_is_fresh: false,
+            ledger: Arc::new(ledger),
+            ranges,
+            pages,
+            pacer,
+            round: 0,
+            hole_pages: 0,
+            state,
+            sections_sent: 0,
+            timings: Timings::default(),
+            chunk: Vec::new(),
+            nonce: 0,
+        })
+    }
+
+    /// Offers the migration; `descriptor` is the callers' own description of the functions. Stops nothing.
+    ///
+    /// With mismatches the session is over.
+    ///
+    /// # Errors
+    /// [`EngineError::Link`], [`EngineError::Protocol`], [`EngineError::Fence`], [`EngineError::Cancelled`].
+    pub fn offer(&mut self, descriptor: Value) -> Result<OfferOutcome, EngineError> {
+        self.expect("offer", &[Step::New])?;
+        self.attempt(|s| s.do_offer(descriptor))
+    }
+
+    fn do_offer(&mut self, descriptor: Value) -> Result<OfferOutcome, EngineError> {
+        let start = Instant::now();
+        let ids = self.function_ids();
+        self.epoch = self.config.fence.highest_epoch(&ids)?.saturating_add(1);
+        let offer = Offer {
+            version: DIALOGUE_VERSION,
+            session: self.config.session,
+            epoch: self.epoch,
+            functions: self
+                .config
+                .functions
+                .iter()
+                .map(|f| OfferedFunction { id: f.id.clone(), flags: f.channel.flags().0 })
+                .collect(),
+            memory: self.ranges.iter().map(|r| OfferedRange { gpa: r.gpa, len: r.len }).collect(),
+            page_size_bytes: self.config.page_size_bytes,
+            sections: self.config.sections.clone(),
+            descriptor,
+        };
+        offer.check_limits()?;
+        self.say(&Message::Offer(offer))?;
+        let answer = match self.hear("waiting for the answer")? {
+            Message::Answer(answer) => answer,
+            other => return Err(unexpected("waiting for the answer", &other)),
+        };
+        let mut outcome = OfferOutcome { mismatches: answer.mismatches, rtt_ms: 0.0, peer_epoch: answer.epoch_seen };
+        if outcome.mismatches.is_empty() {
+            outcome.rtt_ms = self.round_trip()?;
+            self.peer_memory_is_fresh = answer.memory_is_fresh;
+            self.epoch = self.epoch.max(answer.epoch_seen.saturating_add(1));
+            self.step = Step::Offered;
+            self.config.points.hit("source:offered")?;
+        } else {
+            self.step = Step::Aborted;
+        }
+        self.timings.add("offer", start);
+        Ok(outcome)
+    }
+
+    /// Measures the link by sending `bytes` (at most 1 GiB) of filler. Returns bytes per second.
+    ///
+    /// # Errors
+    /// As [`SourceSession::offer`]; [`EngineError::Limit`].
+    pub fn probe_bandwidth(&mut self, bytes: u64) -> Result<f64, EngineError> {
+        self.expect("probe_bandwidth", &[Step::Offered])?;
+        if bytes == 0 || bytes > 1 << 30 {
+            return Err(EngineError::Limit { what: "bytes of a bandwidth probe", value: bytes, limit: 1 << 30 });
+        }
+        self.attempt(|s| {
+            let start = Instant::now();
+            s.sender.filler(s.link.as_mut(), bytes)?;
+            s.round_trip()?;
+            s.timings.add("probe", start);
+            Ok(bytes as f64 / start.elapsed().as_secs_f64().max(1e-9))
+        })
+    }
+
+    /// Takes the session into both fences, starts every dirty source and marks what the first pass has to send.
+    ///
+    /// # Errors
+    /// [`EngineError::Fence`], [`EngineError::DirtySource`], and those of the link.
+    pub fn start_tracking(&mut self) -> Result<(), EngineError> {
+        self.expect("start_tracking", &[Step::Offered])?;
+        self.attempt(|s| {
+            let start = Instant::now();
+            let functions = s.function_ids();
+            let record = Record::Opened { session: s.config.session, role: Role::Source, functions, epoch: s.epoch };
+            s.config.fence.append(s.config.session, Role::Source, record)?;
+            s.opened = true;
+            s.timings.add("journal-open", start);
+            s.say(&Message::Ready { epoch: s.epoch })?;
+            let start = Instant::now();
+            s.tracking = true;
+            for named in &mut s.config.dirty_sources {
+                named.source.start(&s.ranges, s.config.page_size_bytes).map_err(|source| EngineError::DirtySource {
+                    name: named.name.clone(),
+                    attempted: "start tracking",
+                    source,
+                })?;
+            }
+            // After tracking began: what is written from here on is reported, what was written before is marked now.
+            let skip_holes = s.peer_memory_is_fresh;
+            s.hole_pages = mark_first_pass(s.config.memory.as_ref(), &s.ledger, &s.ranges, skip_holes);
+            s.timings.add("start-tracking", start);
+            s.sender.section_begin(s.link.as_mut(), MEMORY_CHANNEL, SectionKind::Memory, "memory")?;
+            s.step = Step::Tracking;
+            s.config.points.hit("source:tracking")
+        })
+    }
+
+    /// Exchanges a ping with the destination; returns milliseconds. Callers that hold a session for long send one now and
+    /// then, so that neither side takes the other for dead.
+    ///
+    /// # Errors
+    /// Those of the link.
+    pub fn ping(&mut self) -> Result<f64, EngineError> {
+        self.expect("ping", &[Step::Offered, Step::Tracking, Step::Prepared])?;
+        self.attempt(Self::round_trip)
+    }
+
+    /// Where the marks of the caller's own writers may go directly.
+    #[must_use]
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// The session's name.
+    #[must_use]
+    pub fn session(&self) -> Uuid {
+        self.config.session
+    }
+
+    /// The epoch that this session has, or proposes.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// How long each phase took so far.
+    #[must_use]
+    pub fn timings(&self) -> &Timings {
+        &self.timings
+    }
+
+    /// All bytes sent so far, headers and dialogue included.
+    #[must_use]
+    pub fn wire_bytes(&self) -> u64 {
+        self.sender.wire_bytes()
+    }
+
+    /// Changes the limit of the passes before the stop.
+    pub fn set_bandwidth_limit(&mut self, bytes_per_s: Option<u64>) {
+        self.pacer.set_limit(bytes_per_s);
+    }
+
+    pub(super) fn function_ids(&self) -> Vec<String> {
+        self.config.functions.iter().map(|f| f.id.clone()).collect()
+    }
+
+    pub(super) fn expect(&self, call: &'static str, allowed: &[Step]) -> Result<(), EngineError> {
+        if allowed.contains(&self.step) {
+            return Ok(());
+        }
+        Err(EngineError::Misuse { call, state: self.step.name(), allowed: self.step.allowed() })
+    }
+
+    /// Runs one step; a failure before COMMIT-INTENT leaves only the abort.
+    pub(super) fn attempt<T>(
+        &mut self,
+        step: impl FnOnce(&mut Self) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let result = self.config.cancel.check().and_then(|()| step(self));
+        result.map_err(|error| {
+            if self.step < Step::Failed {
+                self.step = Step::Failed;
+            }
+            self.explain(error)
+        })
+    }
+
+    /// Cancelling shows itself as a broken link, and a peer that gave up as well: says what it was.
+    fn explain(&mut self, error: EngineError) -> EngineError {
+        let EngineError::Link(link_error) = error else { return error };
+        if self.config.cancel.is_cancelled() {
+            return EngineError::Cancelled;
+        }
+        match self.receiver.pending_abort(self.link.as_mut(), &link_error) {
+            Some((code, reason)) => EngineError::PeerAborted { code, reason },
+            None => EngineError::Link(link_error),
+        }
+    }
+
+    pub(super) fn say(&mut self, message: &Message) -> Result<(), EngineError> {
+        self.sender.message(self.link.as_mut(), message)
+    }
+
+    /// The peer's next message, other than a ping. An abort is an error.
+    pub(super) fn hear(&mut self, during: &'static str) -> Result<Message, EngineError> {
+        match self.receiver.message(self.link.as_mut(), during)? {
+            Message::Abort { code, reason } => Err(EngineError::PeerAborted { code, reason }),
+            other => Ok(other),
+        }
+    }
+
+    pub(super) fn round_trip(&mut self) -> Result<f64, EngineError> {
+        let start = Instant::now();
+        self.nonce = self.nonce.wrapping_add(1);
+        let nonce = self.nonce;
+        self.say(&Message::Ping { nonce })?;
+        match self.hear("waiting for a pong")? {
+            Message::Pong { nonce: back } if back == nonce => Ok(start.elapsed().as_secs_f64() * 1000.0),
+            other => Err(unexpected("waiting for a pong", &other)),
+        }
+    }
+}
+
+impl Drop for SourceSession {
+    fn drop(&mut self) {
+        // Functions must not stay stopped because somebody forgot the session; whoever wants the outcome calls abort.
+        if self.step <= Step::CommitRefused && self.step != Step::New {
+            let _ = self.abort("the session was dropped");
+        }
+    }
+}
+
+pub(super) fn unexpected(during: &'static str, message: &Message) -> EngineError {
+    EngineError::Protocol { during, what: format!("it said {:?} instead", message.name()) }
+}

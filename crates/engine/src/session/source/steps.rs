@@ -1,0 +1,269 @@
+//! From the first pass to the last byte of device state.
+
+use std::time::Instant;
+
+use towline_core::channel::ReadOutcome;
+use towline_core::fsm::DeviceState;
+
+use super::{SourceSession, Step, unexpected};
+use crate::dialogue::Message;
+use crate::error::EngineError;
+use crate::session::pages_out::{PassContext, RoundStats};
+use crate::session::state_io::{CHUNK_BYTES, send_state};
+use crate::session::{channel_error, set_state};
+
+/// What one round of reading device state while running gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrecopyStats {
+    /// Functions that have PRE_COPY at all.
+    pub functions: usize,
+    /// Bytes read and sent in this round.
+    pub bytes: u64,
+    /// What the devices say is left to move before pre-copy is worth ending. An estimate that may be garbage.
+    pub initial_bytes_left: u64,
+    /// What the devices say has changed since. An estimate that may be garbage.
+    pub dirty_bytes_left: u64,
+    /// What the devices expect to give once stopped. An estimate that may be garbage.
+    pub stop_copy_bytes: u64,
+}
+
+/// The moment at which the last function had stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// `CLOCK_MONOTONIC` in nanoseconds when the first function was told to stop: from here on it may not execute.
+    pub asked_ns: u64,
+    /// `CLOCK_MONOTONIC` in nanoseconds when all had stopped.
+    pub stopped_ns: u64,
+}
+
+/// The last pass, after the stop.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FinalStats {
+    /// The pages.
+    pub memory: RoundStats,
+    /// Bytes of device state, all functions, pre-copy included.
+    pub state_bytes: u64,
+    /// Milliseconds that the devices took to give their state.
+    pub device_save_ms: f64,
+    /// Dirty sources whose last harvest failed: all of guest memory was sent for them.
+    pub failed_sources: usize,
+}
+
+impl SourceSession {
+    /// Harvests every dirty source and sends what is dirty, at most as many pages as were dirty when it began. Returns when
+    /// the destination has them in memory. `progress` is called after every batch.
+    ///
+    /// # Errors
+    /// [`EngineError::Link`], [`EngineError::PeerAborted`], [`EngineError::DirtySource`], [`EngineError::Memory`],
+    /// [`EngineError::Cancelled`].
+    pub fn memory_pass(&mut self, progress: &mut dyn FnMut(&RoundStats)) -> Result<RoundStats, EngineError> {
+        self.expect("memory_pass", &[Step::Tracking])?;
+        self.attempt(|s| {
+            let start = Instant::now();
+            s.harvest()?;
+            s.round = s.round.saturating_add(1);
+            let pages = s.ledger.dirty_pages();
+            let mut stats = s.send_pages(pages, false, progress)?;
+            stats.skipped_hole_pages = std::mem::take(&mut s.hole_pages);
+            let wire_round = s.sender.round_end(s.link.as_mut(), false)?;
+            match s.hear("waiting for the end of a memory pass")? {
+                Message::RoundDone { round } if round == wire_round => {}
+                other => return Err(unexpected("waiting for the end of a memory pass", &other)),
+            }
+            stats.ms = start.elapsed().as_secs_f64() * 1000.0;
+            s.harvest()?;
+            stats.dirty_pages_after = s.ledger.dirty_pages();
+            s.timings.add("memory-passes", start);
+            s.config.points.hit("source:memory-pass")?;
+            Ok(stats)
+        })
+    }
+
+    /// Reads and sends device state of running functions that have PRE_COPY, until each has nothing more for now. The first call
+    /// brings them into PRE_COPY.
+    ///
+    /// # Errors
+    /// [`EngineError::Channel`], and those of the link.
+    pub fn precopy_state(&mut self) -> Result<PrecopyStats, EngineError> {
+        self.expect("precopy_state", &[Step::Tracking])?;
+        self.attempt(|s| {
+            let start = Instant::now();
+            let mut stats = PrecopyStats::default();
+            s.chunk.resize(CHUNK_BYTES, 0);
+            for (index, function) in s.config.functions.iter_mut().enumerate() {
+                if !function.channel.flags().has_pre_copy() {
+                    continue;
+                }
+                stats.functions += 1;
+                let Some(digest) = s.state.get_mut(index) else { continue };
+                if !digest.is_precopy {
+                    set_state(function, DeviceState::PreCopy, "go to PRE_COPY")?;
+                    digest.is_precopy = true;
+                }
+                loop {
+                    s.config.cancel.check()?;
+                    // Real devices update their estimates only when they are asked between reads. A failure costs the estimate.
+                    let pending = function.channel.pending().ok();
+                    let outcome = function
+                        .channel
+                        .read(&mut s.chunk)
+                        .map_err(channel_error(&function.id, "read state in PRE_COPY"))?;
+                    let ReadOutcome::Bytes(n) = outcome else {
+                        if let Some(pending) = pending {
+                            stats.initial_bytes_left = stats.initial_bytes_left.saturating_add(pending.initial_bytes);
+                            stats.dirty_bytes_left = stats.dirty_bytes_left.saturating_add(pending.dirty_bytes);
+                            stats.stop_copy_bytes = stats.stop_copy_bytes.saturating_add(pending.stop_copy_bytes);
+                        }
+                        break;
+                    };
+                    digest.send(&mut s.sender, s.link.as_mut(), index, &function.id, &s.chunk, n)?;
+                    stats.bytes += n as u64;
+                    s.pacer.pace(n as u64, &s.config.cancel)?;
+                }
+            }
+            s.timings.add("precopy-state", start);
+            s.config.points.hit("source:precopy-state")?;
+            Ok(stats)
+        })
+    }
+
+    /// Quiesces several functions against each other: each that has P2P stops writing to the others before any is stopped.
+    /// Does nothing for a single function. Can take hundreds of milliseconds on real devices.
+    ///
+    /// # Errors
+    /// [`EngineError::Channel`].
+    pub fn quiesce(&mut self) -> Result<(), EngineError> {
+        self.expect("quiesce", &[Step::Tracking])?;
+        self.attempt(|s| {
+            let start = Instant::now();
+            if s.config.functions.len() > 1 {
+                for (function, digest) in s.config.functions.iter_mut().zip(&s.state) {
+                    if function.channel.flags().has_p2p() {
+                        let to = if digest.is_precopy { DeviceState::PreCopyP2p } else { DeviceState::RunningP2p };
+                        set_state(function, to, "quiesce peer-to-peer")?;
+                    }
+                }
+            }
+            s.timings.add("quiesce", start);
+            s.step = Step::Quiesced;
+            s.config.points.hit("source:quiesced")
+        })
+    }
+
+    /// Stops every function. Functions in PRE_COPY go to STOP_COPY, since the way by STOP would throw away what was read.
+    ///
+    /// # Errors
+    /// [`EngineError::Channel`].
+    pub fn stop(&mut self) -> Result<Stopped, EngineError> {
+        self.expect("stop", &[Step::Tracking, Step::Quiesced])?;
+        self.attempt(|s| {
+            let start = Instant::now();
+            let asked_ns = towline_linux::clock::monotonic_ns();
+            for (function, digest) in s.config.functions.iter_mut().zip(&s.state) {
+                let to = if digest.is_precopy { DeviceState::StopCopy } else { DeviceState::Stop };
+                set_state(function, to, "stop")?;
+            }
+            let stopped = Stopped { asked_ns, stopped_ns: towline_linux::clock::monotonic_ns() };
+            s.timings.add("stop", start);
+            s.step = Step::Stopped;
+            s.config.points.hit("source:stopped")?;
+            Ok(stopped)
+        })
+    }
+
+    /// The last harvest, after the stop, then the last pages, then the device state of every function.
+    ///
+    /// # Errors
+    /// Those of [`SourceSession::memory_pass`], and [`EngineError::Channel`].
+    pub fn final_pass(&mut self) -> Result<FinalStats, EngineError> {
+        self.expect("final_pass", &[Step::Stopped])?;
+        self.attempt(|s| {
+            let start = Instant::now();
+            let mut stats = FinalStats::default();
+            let ledger = std::sync::Arc::clone(&s.ledger);
+            let mut last = ledger.begin_final(s.config.dirty_sources.len());
+            for named in &mut s.config.dirty_sources {
+                if s.config.points.deaf_to_source.as_deref() == Some(named.name.as_str()) {
+                    s.config.points.note_fired();
+                    last.harvested(true);
+                } else {
+                    // A source that fails has all of memory marked; the pass stays complete, only longer.
+                    let _ = last.harvest(named.source.as_mut());
+                }
+            }
+            s.timings.add("final-harvest", start);
+            let start = Instant::now();
+            s.round = s.round.saturating_add(1);
+            stats.memory = s.send_pages(u64::MAX, true, &mut |_| {})?;
+            stats.memory.skipped_hole_pages = std::mem::take(&mut s.hole_pages);
+            s.sender.round_end(s.link.as_mut(), true)?;
+            let report =
+                last.finish().map_err(|e| EngineError::Protocol { during: "the final pass", what: e.to_string() })?;
+            stats.failed_sources = report.failed_sources;
+            s.timings.add("final-memory", start);
+            s.config.points.hit("source:final-memory")?;
+            let start = Instant::now();
+            s.chunk.resize(CHUNK_BYTES, 0);
+            for (index, function) in s.config.functions.iter_mut().enumerate() {
+                let Some(digest) = s.state.get_mut(index) else { continue };
+                let drop_last = index == 0 && s.config.points.drop_last_state;
+                stats.device_save_ms += send_state(
+                    function,
+                    index,
+                    digest,
+                    &mut s.sender,
+                    s.link.as_mut(),
+                    &mut s.chunk,
+                    &s.config.cancel,
+                    drop_last,
+                )?;
+                if drop_last {
+                    s.config.points.note_fired();
+                }
+                stats.state_bytes += digest.bytes;
+            }
+            s.timings.add("final-state", start);
+            s.timings.add_ms("device-save", stats.device_save_ms);
+            s.step = Step::Final;
+            s.config.points.hit("source:final-state")?;
+            Ok(stats)
+        })
+    }
+
+    fn harvest(&mut self) -> Result<(), EngineError> {
+        for named in &mut self.config.dirty_sources {
+            if self.config.points.deaf_to_source.as_deref() == Some(named.name.as_str()) {
+                continue;
+            }
+            self.ledger.harvest(named.source.as_mut()).map_err(|source| EngineError::DirtySource {
+                name: named.name.clone(),
+                attempted: "harvest",
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn send_pages(
+        &mut self,
+        max_pages: u64,
+        is_final: bool,
+        progress: &mut dyn FnMut(&RoundStats),
+    ) -> Result<RoundStats, EngineError> {
+        let mut ctx = PassContext {
+            memory: self.config.memory.as_ref(),
+            ledger: &self.ledger,
+            link: self.link.as_mut(),
+            sender: &mut self.sender,
+            cancel: &self.config.cancel,
+            points: &self.config.points,
+        };
+        let pacer = if is_final { None } else { Some(&mut self.pacer) };
+        let round = self.round;
+        let mut stats = self.pages.pass(&mut ctx, max_pages, pacer, is_final, &mut |s| {
+            progress(&RoundStats { round, ..s.clone() });
+        })?;
+        stats.round = round;
+        Ok(stats)
+    }
+}

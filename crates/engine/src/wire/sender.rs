@@ -1,0 +1,228 @@
+//! Frames on their way out.
+
+use std::fs::File;
+use std::io::{BufWriter, IoSlice, Write};
+use std::path::{Path, PathBuf};
+
+use towline_core::crc::crc32c;
+use towline_core::stream::{
+    FrameHeader, FrameRules, FrameType, Limits, OPTIONAL, PagesRun, RoundEnd, SectionBegin, SectionKind, StreamHeader,
+    encode_pages_table,
+};
+use uuid::Uuid;
+
+use super::{FILLER_TYPE, MEMORY_CHANNEL, stream_error};
+use crate::dialogue::{Digest, Message};
+use crate::error::EngineError;
+use crate::link::Link;
+
+/// Bytes of one frame of filler.
+const FILLER_BYTES: usize = 256 << 10;
+
+/// Writes one direction of a stream. The stream header goes out with the first frame.
+pub(crate) struct Sender {
+    session: Uuid,
+    begun: bool,
+    rules: FrameRules,
+    wire_bytes: u64,
+    digests: Vec<Digest>,
+    record: Option<(BufWriter<File>, PathBuf)>,
+    table: Vec<u8>,
+    page_size: u32,
+}
+
+impl Sender {
+    pub fn new(session: Uuid, record_to: Option<&Path>) -> Result<Self, EngineError> {
+        let record = match record_to {
+            None => None,
+            Some(path) => {
+                let file = File::create(path)
+                    .map_err(|source| EngineError::File { path: path.display().to_string(), source })?;
+                Some((BufWriter::new(file), path.to_owned()))
+            }
+        };
+        Ok(Self {
+            session,
+            begun: false,
+            rules: FrameRules::new(Limits::connection()),
+            wire_bytes: 0,
+            digests: Vec::new(),
+            record,
+            table: Vec::new(),
+            page_size: 4096,
+        })
+    }
+
+    /// The session, where it was not known when this was made. Before the first frame only.
+    pub fn set_session(&mut self, session: Uuid) {
+        self.session = session;
+    }
+
+    /// Bytes in a page, at most 1 MiB.
+    pub fn set_page_size(&mut self, bytes: u64) {
+        self.page_size = u32::try_from(bytes).unwrap_or(0);
+    }
+
+    pub fn wire_bytes(&self) -> u64 {
+        self.wire_bytes
+    }
+
+    /// The digests of all manifests so far.
+    pub fn digests(&self) -> &[Digest] {
+        &self.digests
+    }
+
+    pub fn message(&mut self, link: &mut dyn Link, message: &Message) -> Result<(), EngineError> {
+        let json = message.encode()?;
+        self.opaque(link, FrameType::Dialogue, 0, &json)
+    }
+
+    pub fn section_begin(
+        &mut self,
+        link: &mut dyn Link,
+        channel: u32,
+        kind: SectionKind,
+        name: &str,
+    ) -> Result<(), EngineError> {
+        let function = match kind {
+            SectionKind::DeviceState => Uuid::try_parse(name).map(Uuid::into_bytes).unwrap_or_default(),
+            _ => [0; 16],
+        };
+        let begin = SectionBegin { kind, function, format: [0; 16], format_version: 0, name };
+        let mut payload = Vec::new();
+        begin.encode(self.rules.limits(), &mut payload).map_err(|reason| stream_error(self.rules.locate(reason)))?;
+        self.structured(link, FrameType::SectionBegin, channel, &payload)
+    }
+
+    pub fn state_chunk(&mut self, link: &mut dyn Link, channel: u32, data: &[u8]) -> Result<(), EngineError> {
+        self.opaque(link, FrameType::StateChunk, channel, data)
+    }
+
+    pub fn section_data(&mut self, link: &mut dyn Link, channel: u32, data: &[u8]) -> Result<(), EngineError> {
+        self.opaque(link, FrameType::SectionData, channel, data)
+    }
+
+    /// One batch of pages; `data` holds the bytes of its data runs, one after another.
+    pub fn pages(&mut self, link: &mut dyn Link, runs: &[PagesRun], data: &[u8]) -> Result<(), EngineError> {
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let mut table = std::mem::take(&mut self.table);
+        table.clear();
+        let summary = encode_pages_table(self.page_size, runs, self.rules.limits(), &mut table)
+            .map_err(|reason| stream_error(self.rules.locate(reason)))?;
+        let crc = crc32c(crc32c(0, &table), data);
+        let length = table.len().saturating_add(data.len());
+        let (header, raw) = self.header(FrameType::Pages.number(), 0, MEMORY_CHANNEL, length, crc)?;
+        self.rules.pages_received(&header, &summary, crc).map_err(stream_error)?;
+        self.write(link, &[&raw, &table, data])?;
+        self.table = table;
+        Ok(())
+    }
+
+    /// Ends a round; returns its number on the wire, from 0.
+    pub fn round_end(&mut self, link: &mut dyn Link, is_final: bool) -> Result<u32, EngineError> {
+        let Some(round) = self.rules.round(MEMORY_CHANNEL) else {
+            return Err(EngineError::Misuse {
+                call: "end of a round",
+                state: "without a memory section",
+                allowed: "none",
+            });
+        };
+        let payload = RoundEnd { is_final, ..round }.encode();
+        self.structured(link, FrameType::RoundEnd, MEMORY_CHANNEL, &payload)?;
+        Ok(round.round)
+    }
+
+    /// Closes a section; `name` is for the digests that both sides compare.
+    pub fn manifest(&mut self, link: &mut dyn Link, channel: u32, name: &str) -> Result<(), EngineError> {
+        let digest = self.rules.section_digest(channel).unwrap_or_default();
+        self.structured(link, FrameType::Manifest, channel, &digest.encode())?;
+        self.digests.push(Digest { section: name.to_owned(), bytes: digest.bytes(), digest: digest.hash() });
+        Ok(())
+    }
+
+    pub fn stream_end(&mut self, link: &mut dyn Link) -> Result<(), EngineError> {
+        let digest = self.rules.stream_digest();
+        self.structured(link, FrameType::StreamEnd, 0, &digest.encode())?;
+        // What follows is dialogue, which is no part of what was migrated.
+        if let Some((mut file, path)) = self.record.take() {
+            file.flush().map_err(|source| EngineError::File { path: path.display().to_string(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of no meaning.
+    pub fn filler(&mut self, link: &mut dyn Link, bytes: u64) -> Result<(), EngineError> {
+        let block: Vec<u8> = (0..FILLER_BYTES).map(|i| i as u8).collect();
+        let crc = crc32c(0, &block);
+        let mut left = bytes;
+        while left > 0 {
+            let n = usize::try_from(left).unwrap_or(usize::MAX).min(FILLER_BYTES);
+            let part = block.get(..n).unwrap_or_default();
+            let crc = if n == FILLER_BYTES { crc } else { crc32c(0, part) };
+            let (header, raw) = self.header(FILLER_TYPE, OPTIONAL, 0, n, crc)?;
+            self.rules.opaque_received(&header, crc).map_err(stream_error)?;
+            self.write(link, &[&raw, part])?;
+            left -= n as u64;
+        }
+        Ok(())
+    }
+
+    fn opaque(&mut self, link: &mut dyn Link, kind: FrameType, channel: u32, data: &[u8]) -> Result<(), EngineError> {
+        let crc = crc32c(0, data);
+        let (header, raw) = self.header(kind.number(), 0, channel, data.len(), crc)?;
+        self.rules.opaque_received(&header, crc).map_err(stream_error)?;
+        self.write(link, &[&raw, data])
+    }
+
+    fn structured(
+        &mut self,
+        link: &mut dyn Link,
+        kind: FrameType,
+        channel: u32,
+        data: &[u8],
+    ) -> Result<(), EngineError> {
+        let (header, raw) = self.header(kind.number(), 0, channel, data.len(), crc32c(0, data))?;
+        self.rules.payload(&header, data, &mut Vec::new()).map_err(stream_error)?;
+        self.write(link, &[&raw, data])
+    }
+
+    /// A header that a reader accepts as the next one.
+    fn header(
+        &self,
+        frame_type: u16,
+        flags: u16,
+        channel: u32,
+        length: usize,
+        payload_crc: u32,
+    ) -> Result<(FrameHeader, [u8; 24]), EngineError> {
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        let sequence = self.rules.next_sequence().unwrap_or(u32::MAX);
+        let header = FrameHeader { frame_type, flags, channel, sequence, length, payload_crc };
+        let raw = header.encode();
+        self.rules.header(&raw).map_err(stream_error)?;
+        Ok((header, raw))
+    }
+
+    fn write(&mut self, link: &mut dyn Link, parts: &[&[u8]]) -> Result<(), EngineError> {
+        let head = if self.begun { None } else { Some(StreamHeader::new(self.session.into_bytes()).encode()) };
+        self.begun = true;
+        let head: &[u8] = head.as_ref().map_or(&[], |h| h.as_slice());
+        if let Some((file, path)) = &mut self.record {
+            for part in std::iter::once(&head).chain(parts) {
+                file.write_all(part)
+                    .map_err(|source| EngineError::File { path: path.display().to_string(), source })?;
+            }
+        }
+        let mut slices = [IoSlice::new(&[]); 4];
+        let mut bytes = 0_u64;
+        for (slot, part) in slices.iter_mut().zip(std::iter::once(&head).chain(parts)) {
+            *slot = IoSlice::new(part);
+            bytes += part.len() as u64;
+        }
+        link.write_all(&mut slices)?;
+        self.wire_bytes += bytes;
+        Ok(())
+    }
+}
