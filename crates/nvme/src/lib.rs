@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod command;
 pub mod counts;
+pub mod hmlm;
 pub mod identify;
 pub mod migration;
 pub mod model;

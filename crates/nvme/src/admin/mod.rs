@@ -1,7 +1,14 @@
 //! Admin commands of a controlling function, whatever carries them: an ioctl on `/dev/nvmeN`, or the admin queue of the
 //! embedded controller.
 
+mod client;
+mod error;
+mod migrate;
+
 use std::time::Duration;
+
+pub use client::{AdminClient, Timeouts};
+pub use error::AdminError;
 
 use crate::command::AdminCommand;
 use crate::status::Status;
