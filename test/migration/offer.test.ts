@@ -23,7 +23,7 @@ test('every rule accepts what satisfies it and names what does not', (t) => {
   for (const [offered, local, fits] of cases) {
     const mismatches = compareDescriptors('f', { x: offered }, local ? { x: local } : {});
     t.is(mismatches.length, fits ? 0 : 1, JSON.stringify([offered, local]));
-    if (!fits) t.is(mismatches[0]?.what, 'f: x');
+    if (!fits) t.is(mismatches[0]?.code, 'f: x');
   }
 });
 
@@ -32,7 +32,7 @@ test('all mismatches are told at once', (t) => {
   const local = { uuid: 'v', name: 'g', descriptor: { a: fact(1, 'equal'), b: fact(9, 'equal') } };
   const mismatches = compareFunctions([offered, offered], [local]);
   t.deepEqual(
-    mismatches.map((m) => m.what),
+    mismatches.map((m) => m.code),
     ['functions', 'f: b', 'f: c'],
   );
 });

@@ -4,7 +4,7 @@ import type { Fact, FunctionDescriptor } from '../function/types.js';
 /** One reason why a destination can't take what is offered. Every one is told at once, before anything stops. */
 export interface Mismatch {
   /** `<function name>: <fact>` or `memory`, `functions`, `page-size`, `version`. */
-  what: string;
+  code: string;
   message: string;
   /** Why it matters, or what would mend it. */
   mend: string;
@@ -52,7 +52,7 @@ export function compareDescriptors(name: string, offered: FunctionDescriptor, lo
   return Object.entries(offered)
     .filter(([key, fact]) => !satisfies(fact, local[key]))
     .map(([key, fact]) => ({
-      what: `${name}: ${key}`,
+      code: `${name}: ${key}`,
       message: `${key} is ${show(fact.value)} at the source and ${show(local[key]?.value)} here (rule: ${fact.rule})`,
       mend: fact.why,
     }));
@@ -63,7 +63,7 @@ export function compareFunctions(offered: readonly OfferedFunction[], local: rea
   const mismatches: Mismatch[] = [];
   if (offered.length !== local.length) {
     mismatches.push({
-      what: 'functions',
+      code: 'functions',
       message: `${offered.length} function(s) are offered, ${local.length} wait here`,
       mend: 'provision as many functions at the destination as the guest has at the source, in the same order',
     });
@@ -82,7 +82,7 @@ export function compareMemory(offered: readonly { gpa: string; len: string }[], 
   if (a.length === b.length && a.every((v, i) => v === b[i])) return [];
   return [
     {
-      what: 'memory',
+      code: 'memory',
       message: `guest memory is [${a.join(', ')}] at the source and [${b.join(', ')}] here (address+length in bytes)`,
       mend: 'register the same guest-physical ranges at the destination',
     },

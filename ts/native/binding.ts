@@ -243,6 +243,8 @@ export interface NativeProgress {
 export interface NativeSourceSession {
   offer(json: string): Promise<string>;
   startTracking(): Promise<void>;
+  /** Samples the dirty rate for `sampleMs`, and the link; {@link Measured} of ts/migration/steps.ts */
+  measure(sampleMs: number): Promise<string>;
   memoryPass(): Promise<string>;
   precopyState(): Promise<string>;
   quiesce(): Promise<void>;
