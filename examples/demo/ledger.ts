@@ -61,8 +61,8 @@ const WRITE = 0x01;
 
 /** Puts the records of several logs into the order of time; those of one log stay in theirs. */
 export function mergeLogs(logs: readonly (readonly LogRecord[])[]): LogRecord[] {
-  // Array.prototype.sort is stable, and the times of one log never go back.
-  return logs.flat().sort((a, b) => (a.timeNs < b.timeNs ? -1 : a.timeNs > b.timeNs ? 1 : 0));
+  // Sorting is stable, and the times of one log never go back.
+  return logs.flat().toSorted((a, b) => (a.timeNs < b.timeNs ? -1 : a.timeNs > b.timeNs ? 1 : 0));
 }
 
 /** See the top of this file. Take all records in the order of time first, then look at every unit of the disk, then ask. */
@@ -204,7 +204,7 @@ export class Ledger {
       return;
     }
     unit.settled = true;
-    const where = `unit ${number}: ${place} shows ${name(content)}, not ${name(current)}`;
+    const where = `unit ${number}: ${place} shows ${words(content)}, not ${words(current)}`;
     if (content === undefined) {
       this.#count(this.#corrupted, key(current, number), where);
     } else if (unit.earlier.some((version) => same(version, content))) {
@@ -230,10 +230,10 @@ export class Ledger {
     return unit;
   }
 
-  #count(counter: Set<string>, what: string, words: string): void {
+  #count(counter: Set<string>, what: string, sample: string): void {
     if (counter.has(what)) return;
     counter.add(what);
-    if (this.#samples.length < MAX_SAMPLES) this.#samples.push(words);
+    if (this.#samples.length < MAX_SAMPLES) this.#samples.push(sample);
   }
 }
 
@@ -245,7 +245,7 @@ function key(version: Version, unit?: number): string {
   return `${unit ?? ''}:${version.seq}/${version.epoch}`;
 }
 
-function name(content: Content): string {
+function words(content: Content): string {
   if (content === undefined) return 'no valid block';
   return content.seq === 0 ? 'nothing' : `version ${content.seq} of epoch ${content.epoch}`;
 }
