@@ -1,8 +1,9 @@
 //! Carries out one access under a filter.
 //!
 //! An access of 1, 2, 4 or 8 bytes stays one where all of it goes to the target. Where its bytes go different ways, each
-//! stretch that goes the same way is carried out by itself, in ascending order; a stretch for the target that is no
-//! power of two long is cut into the largest naturally aligned pieces. Other lengths are a sequence of such pieces.
+//! stretch that goes the same way is carried out by itself, in ascending order, and a stretch for the target in the
+//! largest naturally aligned pieces: the target sees unaligned accesses only where the guest made one. Other lengths are
+//! a sequence of such pieces.
 
 use super::BarTarget;
 use super::filter::{Filter, Quick};
@@ -101,12 +102,13 @@ impl Filter {
         offset: Option<u64>,
         out: &mut [u8],
     ) {
-        self.stretches(offset, out.len(), true, |at, op, rule, from, to| {
+        let len = out.len();
+        self.stretches(offset, len, true, |at, op, rule, from, to| {
             let Some(out) = out.get_mut(from..to) else { return };
             let byte = |n: usize| at.checked_add(n as u64);
             match op {
                 OP_TARGET => {
-                    naturally(at, out.len(), |at, from, to| {
+                    naturally(at, out.len(), len, |at, from, to| {
                         if let Some(out) = out.get_mut(from..to) {
                             target.read(at, out);
                         }
@@ -142,7 +144,8 @@ impl Filter {
         offset: Option<u64>,
         data: &[u8],
     ) {
-        self.stretches(offset, data.len(), false, |at, op, rule, from, to| {
+        let len = data.len();
+        self.stretches(offset, len, false, |at, op, rule, from, to| {
             let Some(data) = data.get(from..to) else { return };
             let byte = |n: usize| at.checked_add(n as u64);
             match op {
@@ -152,7 +155,7 @@ impl Filter {
                         let (_, and, or) = self.lane(byte(n), false);
                         *out = value & and | or;
                     }
-                    naturally(at, data.len(), |at, from, to| {
+                    naturally(at, data.len(), len, |at, from, to| {
                         if let Some(data) = changed.get(from..to) {
                             target.write(at, data);
                         }
@@ -262,7 +265,7 @@ fn lanes(offset: u64) -> impl Iterator<Item = usize> {
 /// Calls `f` with (offset, first byte, one past the last) of the pieces of an access: one where the length is 1, 2, 4 or 8,
 /// naturally aligned ones otherwise. `None` is an offset that cannot be represented.
 #[inline]
-pub(super) fn pieces(offset: u64, len: usize, mut f: impl FnMut(Option<u64>, usize, usize)) {
+fn pieces(offset: u64, len: usize, mut f: impl FnMut(Option<u64>, usize, usize)) {
     if matches!(len, 1 | 2 | 4 | 8) {
         return f(Some(offset), 0, len);
     }
@@ -275,9 +278,19 @@ pub(super) fn pieces(offset: u64, len: usize, mut f: impl FnMut(Option<u64>, usi
     }
 }
 
-/// As [`pieces`], for what goes to a target and thus has offsets that can be represented.
-fn naturally(offset: u64, len: usize, mut f: impl FnMut(u64, usize, usize)) {
-    pieces(offset, len, |at, from, to| f(at.unwrap_or(u64::MAX), from, to));
+/// Calls `f` with the pieces of a stretch of `len` bytes for the target: one where it is the whole access of `whole` bytes
+/// (which [`pieces`] has brought to 1, 2, 4 or 8), naturally aligned ones otherwise. The stretch lies inside of a BAR.
+fn naturally(offset: u64, len: usize, whole: usize, mut f: impl FnMut(u64, usize, usize)) {
+    if len == whole {
+        return f(offset, 0, len);
+    }
+    let mut done = 0;
+    while done < len {
+        let at = offset.saturating_add(done as u64);
+        let step = natural(at, len - done);
+        f(at, done, done + step);
+        done += step;
+    }
 }
 
 /// The largest of 8, 4, 2 and 1 that divides `offset` and is at most `len`.

@@ -38,9 +38,12 @@ impl BarTarget for Memory {
     }
 }
 
+/// Offset, rule, and for writes the value.
+pub type TrapByte = (u64, Option<u32>, Option<u8>);
+
 /// Answers traps by a formula and logs each byte.
 #[derive(Default)]
-pub struct Traps(pub Mutex<Vec<(u64, Option<u32>, Option<u8>)>>);
+pub struct Traps(pub Mutex<Vec<TrapByte>>);
 
 pub fn trapped(offset: u64, rule: Option<u32>) -> u8 {
     (offset as u8).wrapping_mul(11) ^ rule.map_or(0x5a, |r| r as u8)
@@ -78,7 +81,7 @@ pub struct Model {
     pub policy: Policy,
     pub memory: Vec<u8>,
     pub shadow: BTreeMap<u64, u8>,
-    pub traps: Vec<(u64, Option<u32>, Option<u8>)>,
+    pub traps: Vec<TrapByte>,
     pub flaw: Flaw,
 }
 

@@ -1,0 +1,166 @@
+//! A forecast that learns from what is measured during the run.
+
+use super::math::{clean, neg_ln_one_minus};
+use super::model::{self, Position, Rates};
+use super::{Downtime, Estimate, Forecast, ForecastInput};
+
+/// What a given estimate weighs against measurements: as much as this many milliseconds of them.
+const PRIOR_MS: f64 = 20.0;
+/// What earlier rounds still weigh when a new one comes: rates change during a run.
+const KEEP: f64 = 0.5;
+/// With more of the working set dirty than this, the number of writes is anybody's guess.
+const SATURATED: f64 = 0.95;
+
+/// One memory pass, as measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RoundObserved {
+    /// Bytes sent.
+    pub bytes: u64,
+    /// Milliseconds from the first byte to the last.
+    pub ms: f64,
+    /// Bytes of distinct pages that were dirtied meanwhile, as the harvest at the end of the round found them: what the next round sends.
+    pub dirtied_bytes: u64,
+    /// Milliseconds between that harvest and the one before.
+    pub interval_ms: f64,
+}
+
+/// A running mean and variance, weighted by the time that was measured and forgetting older rounds.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    mean: f64,
+    squares: f64,
+    weight: f64,
+}
+
+impl Running {
+    fn new(prior: Estimate) -> Self {
+        let prior = prior.cleaned();
+        // An estimate of nothing is not one: the first measurement replaces it.
+        let weight = if prior.mean > 0.0 { PRIOR_MS } else { 0.0 };
+        Self { mean: prior.mean, squares: prior.variance * weight, weight }
+    }
+
+    fn add(&mut self, value: f64, weight: f64) {
+        let (value, weight) = (clean(value), clean(weight));
+        if weight <= 0.0 {
+            return;
+        }
+        self.weight = self.weight * KEEP + weight;
+        let before = value - self.mean;
+        self.mean = clean(self.mean + before * weight / self.weight);
+        self.squares = self.squares * KEEP + weight * before * (value - self.mean);
+    }
+
+    fn estimate(&self) -> Estimate {
+        let variance = if self.weight > 0.0 { self.squares / self.weight } else { 0.0 };
+        Estimate { mean: self.mean, variance }.cleaned()
+    }
+}
+
+/// Forecasts a migration while it runs.
+#[derive(Clone, Debug)]
+pub struct Forecaster {
+    input: ForecastInput,
+    bandwidth: Running,
+    dirty: Running,
+    position: Position,
+    frozen: Option<Forecast>,
+}
+
+impl Forecaster {
+    /// From what is known before the start.
+    #[must_use]
+    pub fn new(input: ForecastInput) -> Self {
+        Self {
+            bandwidth: Running::new(input.bandwidth_bytes_per_s),
+            dirty: Running::new(input.dirty_bytes_per_s),
+            position: Position::start(&input),
+            input,
+            frozen: None,
+        }
+    }
+
+    /// The input as corrected so far.
+    #[must_use]
+    pub const fn input(&self) -> &ForecastInput {
+        &self.input
+    }
+
+    /// A memory pass has ended. A time that is not finite or not above 0 leaves its rate as it was; the rest still counts.
+    pub fn observe_round(&mut self, round: RoundObserved) {
+        let (ms, interval_ms) = (clean(round.ms), clean(round.interval_ms));
+        if ms > 0.0 && round.bytes > 0 {
+            self.bandwidth.add(round.bytes as f64 / ms * 1e3, ms);
+            self.input.bandwidth_bytes_per_s = self.bandwidth.estimate();
+        }
+        if interval_ms > 0.0 {
+            let (writes, at_least) = self.writes(round.dirtied_bytes as f64);
+            let rate = writes / interval_ms * 1e3;
+            if !at_least || rate > self.dirty.mean {
+                self.dirty.add(rate, interval_ms);
+                self.input.dirty_bytes_per_s = self.dirty.estimate();
+            }
+        }
+        self.position.rounds = self.position.rounds.saturating_add(1);
+        self.position.elapsed_ms += ms.max(interval_ms);
+        self.position.pending = round.dirtied_bytes as f64;
+    }
+
+    /// Bytes written that leave so many distinct ones dirty: more than these, where the working set is known. And whether
+    /// that is only a lower bound, since nearly all of the working set is dirty.
+    fn writes(&self, dirtied: f64) -> (f64, bool) {
+        match self.input.working_set_bytes {
+            Some(set) if set > 0 => {
+                let set = set.min(self.input.memory_bytes).max(1) as f64;
+                let share = dirtied / set;
+                (set * neg_ln_one_minus(share.min(SATURATED)), share >= SATURATED)
+            }
+            _ => (dirtied, false),
+        }
+    }
+
+    /// The device state's size is known now, in bytes.
+    pub const fn observe_state_size(&mut self, bytes: u64) {
+        self.input.state_bytes = Estimate::exact(bytes as f64);
+    }
+
+    /// The pages to be sent changed for another reason (a range came or went), in bytes.
+    pub const fn observe_pending(&mut self, bytes: u64) {
+        self.position.pending = bytes as f64;
+    }
+
+    /// A round trip took this long, in milliseconds. Of several the latest counts.
+    pub fn observe_rtt(&mut self, ms: f64) {
+        self.input.rtt_ms = clean(ms);
+    }
+
+    /// A durable write of the journal took this long, in milliseconds. Of several the longest counts.
+    pub fn observe_journal_sync(&mut self, ms: f64) {
+        self.input.journal_sync_ms = clean(self.input.journal_sync_ms).max(clean(ms));
+    }
+
+    /// The forecast of the whole, what has passed included.
+    #[must_use]
+    pub fn forecast(&self) -> Forecast {
+        model::forecast(&self.input, self.position)
+    }
+
+    /// The downtime if the function were stopped now.
+    #[must_use]
+    pub fn downtime_now(&self) -> Downtime {
+        model::downtime(&self.input, &Rates::of(&self.input), self.position, self.position.rounds)
+    }
+
+    /// Keeps the forecast as it is now for the report, and returns it. Only the first call keeps one.
+    pub fn freeze(&mut self) -> Forecast {
+        let now = self.frozen.unwrap_or_else(|| self.forecast());
+        self.frozen = Some(now);
+        now
+    }
+
+    /// What [`Forecaster::freeze`] kept.
+    #[must_use]
+    pub const fn frozen(&self) -> Option<Forecast> {
+        self.frozen
+    }
+}

@@ -1,0 +1,209 @@
+//! How long a migration will take, how long its downtime will be, and whether it comes to an end at all.
+//!
+//! # The model
+//! One pass over all memory, then rounds that each send what was dirtied during the one before. With bandwidth `B`, a
+//! round of `n` bytes takes `n / B + round_overhead_ms`; what is dirtied in a time `t` at rate `r` is
+//! * `min(r t, memory)` where nothing is known of the working set;
+//! * `W (1 - e^(-r t / W))` where it is known to be `W` bytes: writes that hit a page that is dirty already add nothing.
+//!
+//! A stop now would take `stop + residual / B + save + state / B + load + round trips + journal syncs`, nothing of which is
+//! assumed to overlap. The first round after which that is at most `max_downtime_ms` is the last one. So, without
+//! overheads, the residual after `k` rounds is `M (r/B)^k`.
+//!
+//! # p50 and p95
+//! p50 is the model at the means. For p95 the number of rounds is kept, each of bandwidth, dirty rate and state size is
+//! by itself made worse by one standard deviation (bandwidth down to no less than a tenth of its mean), and the three
+//! increases of the downtime are added as independent errors: `p95 = p50 + 1.645 √(Δb² + Δr² + Δs²)`. The 1.645 is the
+//! normal distribution's; a distribution with a heavy tail exceeds it more often. Without variances p95 equals p50.
+//!
+//! # What can be relied on
+//! Every number in a [`Forecast`] is finite and at least 0, whatever the input. All else being equal, more bandwidth never
+//! gives a longer total, a lower dirty rate never either, and neither turns a migration that converges into one that
+//! does not. (Downtime is not monotonic: more bandwidth may need fewer rounds and then stops with more left, within the limit.)
+
+mod forecaster;
+mod math;
+mod model;
+mod needs;
+
+pub use forecaster::{Forecaster, RoundObserved};
+
+/// The longest time that is forecast, in milliseconds (some 31 000 years): longer ones are cut to this.
+pub const MAX_MS: f64 = 1e15;
+/// The most rounds that are forecast; a higher limit counts as this.
+pub const MAX_ROUNDS: u32 = 10_000;
+
+/// A quantity as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Estimate {
+    /// Mean. What is no number or negative counts as 0.
+    pub mean: f64,
+    /// Variance, in the square of the mean's unit. What is no number or negative counts as 0.
+    pub variance: f64,
+}
+
+impl Estimate {
+    /// Known exactly.
+    #[must_use]
+    pub const fn exact(mean: f64) -> Self {
+        Self { mean, variance: 0.0 }
+    }
+
+    /// Mean and variance (of the sample, with n - 1) of measured values; those that are not finite or negative are left out.
+    /// Without any: 0.
+    #[must_use]
+    pub fn of_samples(samples: &[f64]) -> Self {
+        let usable = || samples.iter().copied().filter(|x| x.is_finite() && *x >= 0.0).map(math::clean);
+        let count = usable().count() as f64;
+        if count == 0.0 {
+            return Self::default();
+        }
+        let mean = usable().sum::<f64>() / count;
+        let squares: f64 = usable().map(|x| (x - mean) * (x - mean)).sum();
+        Self { mean, variance: if count > 1.0 { squares / (count - 1.0) } else { 0.0 } }
+    }
+
+    pub(crate) fn cleaned(self) -> Self {
+        Self { mean: math::clean(self.mean), variance: math::clean_variance(self.variance) }
+    }
+}
+
+/// What a device needs to save or load its state while it is stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DeviceCost {
+    /// Milliseconds, whatever the size.
+    pub fixed_ms: f64,
+    /// Bytes a second; `None` where the size does not matter.
+    pub bytes_per_s: Option<f64>,
+}
+
+/// What the caller accepts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Longest downtime in milliseconds.
+    pub max_downtime_ms: f64,
+    /// Most memory passes before the stop, the full one included; 0 counts as 1, and more than [`MAX_ROUNDS`] as that.
+    pub max_rounds: u32,
+    /// Longest total time in milliseconds; `None` for any.
+    pub max_total_ms: Option<f64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_downtime_ms: 300.0, max_rounds: 30, max_total_ms: None }
+    }
+}
+
+/// Everything that a forecast is made from. Numbers that are not finite or negative count as 0 (an infinite one as very large).
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ForecastInput {
+    /// Bytes that the first pass sends: guest memory without its holes.
+    pub memory_bytes: u64,
+    /// Bytes that are written again and again, where that is known.
+    pub working_set_bytes: Option<u64>,
+    /// Bytes of pages dirtied a second, each write counting its whole page.
+    pub dirty_bytes_per_s: Estimate,
+    /// Bytes sent a second.
+    pub bandwidth_bytes_per_s: Estimate,
+    /// Bytes of device state, of all functions together, that are sent in the downtime.
+    pub state_bytes: Estimate,
+    /// Saving the device state at the source.
+    pub save: DeviceCost,
+    /// Loading it at the destination.
+    pub load: DeviceCost,
+    /// Stopping and starting the functions: drain, last harvest, resume. Milliseconds.
+    pub stop_ms: f64,
+    /// One round trip. Milliseconds.
+    pub rtt_ms: f64,
+    /// Round trips within the downtime.
+    pub round_trips: u32,
+    /// One durable write of the handoff's journal. Milliseconds.
+    pub journal_sync_ms: f64,
+    /// Durable writes within the downtime, of both sides, one after another.
+    pub journal_syncs: u32,
+    /// What each round costs besides its bytes: harvesting, one round trip. Milliseconds.
+    pub round_overhead_ms: f64,
+    /// What the caller accepts.
+    pub limits: Limits,
+}
+
+/// Why a migration does not converge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// Nothing can be sent.
+    NoBandwidth,
+    /// What a stop costs exceeds the limit even with no memory left to send.
+    StopCost,
+    /// Memory is dirtied so fast that what is left never gets small enough.
+    DirtyRate,
+    /// It would get small enough, after more rounds than allowed.
+    RoundLimit,
+    /// It would get small enough, in more time than allowed.
+    TimeLimit,
+}
+
+/// What would make it converge, each by itself with everything else as it is. `None` where that alone cannot.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Needs {
+    /// At least this bandwidth, in bytes a second.
+    pub bandwidth_bytes_per_s: Option<f64>,
+    /// At most this dirty rate, in bytes a second.
+    pub dirty_bytes_per_s: Option<f64>,
+    /// At least this limit of the downtime, in milliseconds.
+    pub max_downtime_ms: Option<f64>,
+}
+
+/// Whether a migration comes to an end within its limits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Convergence {
+    /// It does.
+    Converges,
+    /// It does not.
+    Fails {
+        /// Why.
+        obstacle: Obstacle,
+        /// What it would take.
+        needs: Needs,
+    },
+}
+
+impl Convergence {
+    /// Whether it does.
+    #[must_use]
+    pub const fn converges(&self) -> bool {
+        matches!(self, Self::Converges)
+    }
+}
+
+/// A downtime in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Downtime {
+    /// As likely exceeded as not.
+    pub p50: f64,
+    /// Exceeded one time in twenty. At least p50.
+    pub p95: f64,
+}
+
+/// A forecast. Where it does not converge, the times are those of stopping after the last round allowed all the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Forecast {
+    /// From the first byte to the function running at the destination, milliseconds. During a run: what has passed is included.
+    pub total_ms: f64,
+    /// The downtime.
+    pub downtime_ms: Downtime,
+    /// Memory passes before the stop, the full one included. During a run: those that are done are included.
+    pub rounds: u32,
+    /// Bytes of memory sent, in the downtime too, without those that were sent before the forecast.
+    pub memory_bytes: f64,
+    /// Whether it stays within the limits, and if not, why.
+    pub convergence: Convergence,
+}
+
+impl ForecastInput {
+    /// The forecast before anything is sent.
+    #[must_use]
+    pub fn forecast(&self) -> Forecast {
+        model::forecast(self, model::Position::start(self))
+    }
+}

@@ -1,0 +1,82 @@
+//! Why a migration does not converge, and what would make it.
+
+use super::model::{Played, Position, Rates, play};
+use super::{MAX_ROUNDS, Needs, Obstacle};
+
+/// Bisection steps: the answer is exact to a millionth.
+const STEPS: u32 = 40;
+/// No link is faster, in bytes a millisecond (a petabyte a second).
+const FASTEST: f64 = 1e12;
+
+pub(super) fn obstacle(rates: &Rates, from: Position, played: &Played) -> Obstacle {
+    if !rates.has_bandwidth() {
+        return Obstacle::NoBandwidth;
+    }
+    if rates.downtime_ms(0.0) > rates.max_downtime_ms {
+        return Obstacle::StopCost;
+    }
+    if played.fits {
+        return Obstacle::TimeLimit;
+    }
+    // Something shrinks for ever and fits at last, or settles above the limit.
+    if play(rates, from, MAX_ROUNDS, None).fits { Obstacle::RoundLimit } else { Obstacle::DirtyRate }
+}
+
+pub(super) fn needs(rates: &Rates, from: Position) -> Needs {
+    let converges = |rates: &Rates| play(rates, from, rates.max_rounds, None).converges(rates);
+    Needs {
+        bandwidth_bytes_per_s: {
+            let with = |bandwidth: f64| Rates { bandwidth, ..*rates };
+            // Convergence is monotonic in the bandwidth and in the dirty rate, so bisection finds the edge.
+            converges(&with(FASTEST)).then(|| edge(rates.bandwidth, FASTEST, |b| converges(&with(b))) * 1e3)
+        },
+        dirty_bytes_per_s: {
+            let with = |dirty: f64| Rates { dirty, ..*rates };
+            converges(&with(0.0)).then(|| edge(rates.dirty, 0.0, |d| converges(&with(d))) * 1e3)
+        },
+        max_downtime_ms: downtime(rates, from),
+    }
+}
+
+/// The least downtime that is reached within the other limits. With it as the limit, the migration stops there or earlier.
+fn downtime(rates: &Rates, from: Position) -> Option<f64> {
+    if !rates.has_bandwidth() {
+        return None;
+    }
+    let mut best: Option<f64> = None;
+    let mut at = from;
+    let first = from.rounds.max(1);
+    for rounds in first..=rates.max_rounds.max(first) {
+        let here = play(rates, at, rounds, Some(rounds));
+        if here.total_ms(rates) > rates.max_total_ms {
+            break;
+        }
+        let ms = here.downtime_ms(rates);
+        best = Some(best.map_or(ms, |b| b.min(ms)));
+        // What one round leaves grows with what it sent, so a residual that does not shrink once never does.
+        if rounds > first && here.residual >= at.pending {
+            break;
+        }
+        at = Position { elapsed_ms: here.elapsed_ms, rounds: here.rounds, pending: here.residual };
+    }
+    best
+}
+
+/// The value nearest to `bad` for which `holds`, which is true at `good`. Works on either side of `bad`.
+fn edge(mut bad: f64, mut good: f64, holds: impl Fn(f64) -> bool) -> f64 {
+    for _ in 0..STEPS * 2 {
+        // The ranges span many powers of ten: halve their logarithm as long as both ends are above zero.
+        let ratio = if bad > 0.0 && good > 0.0 { bad / good } else { 0.0 };
+        let middle = if (0.5..2.0).contains(&ratio) || ratio == 0.0 {
+            0.5 * (bad + good)
+        } else {
+            super::math::sqrt(bad) * super::math::sqrt(good)
+        };
+        if holds(middle) {
+            good = middle;
+        } else {
+            bad = middle;
+        }
+    }
+    good
+}
