@@ -28,6 +28,15 @@ test('the error guide lists the codes that there are', (t) => {
   t.deepEqual(difference(rows(read('docs/guides/errors.md')), Object.keys(errorCodes)), []);
 });
 
+test('the driver guide lists the reasons that there are', (t) => {
+  const list = /export type ReasonCode =(.*?);/s.exec(read('ts/function/types.ts'))?.[1] ?? '';
+  const codes = [...list.matchAll(/'([a-z-]+)'/g)].map((match) => match[1] ?? '');
+  t.true(codes.length > 5);
+  const table = /The codes are\nstable:|The codes are stable:/s.exec(read('docs/guides/drivers.md'));
+  t.not(table, null);
+  t.deepEqual(difference(rows(read('docs/guides/drivers.md').slice(table?.index)), codes), []);
+});
+
 test('a point or code that is missing, or too many, is noticed', (t) => {
   t.deepEqual(difference(rows('| `a` | x |\n| `b` | y |'), ['a', 'c']), ['b', 'c']);
 });
