@@ -3,6 +3,8 @@
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use towline_nvme::model::InterruptSink;
+
 /// MSI-X messages that were not looked at yet.
 #[derive(Debug, Default)]
 pub struct TenantInterrupts {
@@ -14,6 +16,12 @@ pub struct TenantInterrupts {
 struct Inner {
     pending: bool,
     raised: u64,
+}
+
+impl InterruptSink for TenantInterrupts {
+    fn raise(&self, vector: u16) {
+        Self::raise(self, vector);
+    }
 }
 
 impl TenantInterrupts {
