@@ -36,7 +36,7 @@ export { exposureFor, type Exposure, type ExposureOwnership } from './exposure/e
 export * from './function/index.js';
 export { receive } from './migration/destination.js';
 export type { FaultPoints } from './migration/faults.js';
-export type { Fence, FenceSession } from './migration/fence.js';
+export type { Fence, FenceRecord } from './migration/fence.js';
 export { forecast, type Forecast, type ForecastInput } from './migration/forecast.js';
 export { Journal, type JournalSession } from './migration/journal.js';
 export type { Link } from './migration/link.js';

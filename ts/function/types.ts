@@ -120,6 +120,8 @@ export interface MigratableFunction {
   descriptor(options?: WaitOptions): Promise<FunctionDescriptor>;
   /** Every reason why it can't be migrated now; empty where it can. */
   explain(options?: WaitOptions): Promise<readonly Reason[]>;
+  /** Whether somebody drives it now, as far as that can be told. */
+  inUse?(): Promise<boolean>;
   /** Takes over the identity of the function whose state it was given; `receive` calls it once the commit is durable. */
   adopt?(identity: FunctionIdentity): void;
 }

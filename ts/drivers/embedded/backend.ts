@@ -29,11 +29,12 @@ export class EmbeddedBackend implements NvmeBackend {
 
   async controllers(): Promise<readonly NvmeControllerInfo[]> {
     const all = JSON.parse(nativeSync(() => this.#subsystem.controllers())) as EmbeddedController[];
-    return all.map(({ cntlid, kind, controlling, fatal }) => ({
+    return all.map(({ cntlid, kind, controlling, fatal, enabled }) => ({
       cntlid,
       kind,
       controlling,
       fatal,
+      enabled,
       ownQueues: kind === 'pf' ? PF_QUEUES : 0,
       ownVectors: kind === 'pf' ? PF_VECTORS : 0,
     }));

@@ -13,6 +13,8 @@ export interface NvmeControllerInfo {
   readonly controlling: boolean;
   /** CSTS.CFS: it failed, or is offline. */
   readonly fatal: boolean;
+  /** CC.EN: a driver has set it going. */
+  readonly enabled: boolean;
   /** I/O queue pairs that it has of its own, where none are assigned to it; 0 for a secondary controller. */
   readonly ownQueues: number;
   /** Vectors that it has of its own; 0 for a secondary controller. */

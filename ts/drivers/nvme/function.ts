@@ -34,6 +34,10 @@ export class NvmeFunction extends BaseFunction {
     return [this.#backend.admin.dirtySource(this.cntlid)];
   }
 
+  async inUse(): Promise<boolean> {
+    return (await this.#backend.controllers()).some((c) => c.cntlid === this.cntlid && c.enabled);
+  }
+
   async descriptor(): Promise<FunctionDescriptor> {
     const { admin } = this.#backend;
     const identify = await admin.identify();

@@ -1,0 +1,56 @@
+/**
+ * What the kit needs of an implementation under test. What is optional and missing makes checks `not-exercised`, never passed.
+ */
+import type { DirtySource, MemoryRange, StateChannel } from '../function/channel.js';
+
+/** One device and its channel, running and used by nobody else. */
+export interface ChannelInstance {
+  readonly channel: StateChannel;
+  /** Changes something that the device state holds; different seeds change it differently. In `running` only. */
+  stimulate?(seed: number): Promise<void>;
+  /** What the device does, as text: equal where two instances behave the same. In `running` only. */
+  observe?(): Promise<string>;
+  /** Brings the device into `error`. */
+  fail?(): Promise<void>;
+  /** Throws the device away. Idempotent. */
+  close(): Promise<void>;
+}
+
+/** A state channel under test. */
+export interface ChannelSubject {
+  /**
+   * A new instance, or one as good as new: in `running`. At most two are open at once, and both are alike enough that one takes
+   * the state of the other.
+   */
+  open(): Promise<ChannelInstance>;
+}
+
+/** One writer and its dirty source. */
+export interface DirtyInstance {
+  readonly source: DirtySource;
+  /** Ranges that can be tracked. */
+  readonly ranges: readonly MemoryRange[];
+  /** Page size to ask for, in bytes. */
+  readonly pageSizeBytes: number;
+  /** Lets the writer write `len` bytes at `gpa`, inside of the ranges; settles once they are written. */
+  write?(gpa: bigint, len: number): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** A dirty source under test. */
+export interface DirtySubject {
+  open(): Promise<DirtyInstance>;
+}
+
+/** A check by name, with what it shows when it passes. */
+export type Check = readonly [name: string, passed: string, work: () => Promise<void>];
+
+/** Opens an instance for `work` and closes it whatever happens. */
+export async function withInstance<T>(subject: ChannelSubject, work: (instance: ChannelInstance) => Promise<T>): Promise<T> {
+  const instance = await subject.open();
+  try {
+    return await work(instance);
+  } finally {
+    await instance.close();
+  }
+}
