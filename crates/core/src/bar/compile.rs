@@ -301,29 +301,42 @@ fn mixed_pages(
 ) -> Result<(), PolicyError> {
     let mut palette: Vec<Class> = Vec::with_capacity(8);
     let mut codes = [0u8; GRANULES];
-    let mut last: Option<(Class, u8)> = None;
-    for (n, code) in codes.iter_mut().enumerate() {
+    let mut code = |class: Class| match palette.iter().position(|c| *c == class) {
+        Some(index) => Ok(index as u8),
+        None if palette.len() < MAX_PALETTE => {
+            palette.push(class);
+            Ok((palette.len() - 1) as u8)
+        }
+        None => Err(whole(PolicyErrorKind::TooManyPatterns { page_offset: page_start })),
+    };
+    let mut n = 0;
+    while n < GRANULES {
         let start = page_start + 4 * n as u64;
         advance(reads, &mut r, start);
         advance(writes, &mut w, start);
-        // Beyond the end of the BAR the class has no meaning: go on with the last one.
-        let class = match (reads.get(r), writes.get(w)) {
-            (Some(read), Some(write)) if start + 4 <= read.end && start + 4 <= write.end => granule(read, write, start),
-            (Some(_), Some(_)) => by_byte(reads.get(r..).unwrap_or(&[]), writes.get(w..).unwrap_or(&[]), start),
-            _ => last.map_or(Class::PASS, |(class, _)| class),
+        // Beyond the end of the BAR nothing has a meaning: the codes stay 0.
+        let (Some(read), Some(write)) = (reads.get(r), writes.get(w)) else { break };
+        let whole_granules = ((read.end.min(write.end) - start) / 4).min((GRANULES - n) as u64) as usize;
+        if whole_granules == 0 {
+            let (reads, writes) = (reads.get(r..).unwrap_or(&[]), writes.get(w..).unwrap_or(&[]));
+            let class = by_byte(reads, writes, start);
+            if let Some(place) = codes.get_mut(n) {
+                *place = code(class)?;
+            }
+            n += 1;
+            continue;
+        }
+        // No period is longer than two granules.
+        let even = code(granule(read, write, start))?;
+        let odd = if whole_granules == 1 || (read.treat.granule_uniform() && write.treat.granule_uniform()) {
+            even
+        } else {
+            code(granule(read, write, start + 4))?
         };
-        *code = match last {
-            Some((same, code)) if same == class => code,
-            _ => match palette.iter().position(|c| *c == class) {
-                Some(index) => index as u8,
-                None if palette.len() < MAX_PALETTE => {
-                    palette.push(class);
-                    (palette.len() - 1) as u8
-                }
-                None => return Err(whole(PolicyErrorKind::TooManyPatterns { page_offset: page_start })),
-            },
-        };
-        last = Some((class, *code));
+        for (i, place) in codes.iter_mut().skip(n).take(whole_granules).enumerate() {
+            *place = if i % 2 == 0 { even } else { odd };
+        }
+        n += whole_granules;
     }
     emitter.mixed(&palette, &codes, pages);
     Ok(())
