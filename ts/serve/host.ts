@@ -1,0 +1,165 @@
+/**
+ * What a serving process holds: its controlling functions, their functions, the guest memory of each, and the journal.
+ */
+import { EmbeddedControllingFunction, EmbeddedDriver, type EmbeddedOptions } from '../drivers/embedded.js';
+import type { ControllingFunction } from '../drivers/driver.js';
+import { TowlineError } from '../errors.js';
+import { provisionFunction } from '../function/lifecycle.js';
+import type { ControlledFunction, FunctionSpec } from '../function/types.js';
+import type { WaitOptions } from '../abort.js';
+import { Journal } from '../migration/journal.js';
+import { GuestMemory } from '../migration/memory.js';
+import type { FunctionInfo } from './protocol.js';
+
+/** Options of {@link Host.open}. */
+export interface HostOptions {
+  /** Subsystems that are started in this process. */
+  embedded: readonly EmbeddedOptions[];
+  /** Directory of the journal; one process owns it at a time. */
+  journal: string;
+  /** Anonymous guest memory for each function, in bytes, a multiple of 4096. 0: none. */
+  memoryBytes: bigint;
+}
+
+/** A function, where it came from, and its memory. */
+export interface HeldFunction {
+  readonly fn: ControlledFunction;
+  readonly controlling: ControllingFunction;
+  readonly memory: GuestMemory | undefined;
+}
+
+/** See the file's comment. */
+export class Host {
+  readonly controlling: readonly ControllingFunction[];
+  readonly journal: Journal;
+  readonly #memoryBytes: bigint;
+  readonly #memories = new Map<ControlledFunction, GuestMemory>();
+  readonly #busy = new Set<ControlledFunction>();
+  #closing: Promise<void> | undefined;
+
+  private constructor(controlling: readonly ControllingFunction[], journal: Journal, memoryBytes: bigint) {
+    this.controlling = controlling;
+    this.journal = journal;
+    this.#memoryBytes = memoryBytes;
+  }
+
+  /** Opens the journal, then starts every subsystem; where one fails, the others are closed again. */
+  static async open(options: HostOptions): Promise<Host> {
+    const journal = new Journal(options.journal);
+    const opened: ControllingFunction[] = [];
+    try {
+      const driver = new EmbeddedDriver(options.embedded);
+      for (const { address } of await driver.discover()) opened.push(await driver.open(address));
+      return new Host(opened, journal, options.memoryBytes);
+    } catch (error) {
+      for (const controlling of opened.reverse()) await controlling.close();
+      journal.close();
+      throw error;
+    }
+  }
+
+  /** Every function that exists now. */
+  async functions(): Promise<HeldFunction[]> {
+    const held: HeldFunction[] = [];
+    for (const controlling of this.controlling) {
+      for (const fn of await controlling.list()) held.push({ fn, controlling, memory: this.#memories.get(fn) });
+    }
+    return held;
+  }
+
+  /** The function of that UUID, name, or beginning of a UUID with 8 characters or more that is only one's. */
+  async find(word: string): Promise<HeldFunction> {
+    const all = await this.functions();
+    const exact = all.filter(({ fn }) => fn.uuid === word.toLowerCase() || fn.name === word);
+    const found = exact.length > 0 || word.length < 8 ? exact : all.filter(({ fn }) => fn.uuid.startsWith(word.toLowerCase()));
+    const [first, ...more] = found;
+    if (first === undefined) {
+      throw new TowlineError('ERR_TOWLINE_NOT_FOUND', `there is no function ${word}; there is: ${all.map(({ fn }) => fn.name).join(', ') || 'none'}`);
+    }
+    if (more.length > 0) throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${word} stands for ${found.length} functions: use the UUID`);
+    return first;
+  }
+
+  /** The controlling function at `address`; the only one where it is left out. */
+  findControlling(address: string | undefined): ControllingFunction {
+    if (address === undefined) {
+      const [only, ...more] = this.controlling;
+      if (only !== undefined && more.length === 0) return only;
+      throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `name one of: ${this.#addresses()}`);
+    }
+    const found = this.controlling.find((c) => c.address === address || c.address === `embedded:${address}`);
+    if (found === undefined) throw new TowlineError('ERR_TOWLINE_NOT_FOUND', `there is no controlling function ${address}; there is: ${this.#addresses()}`);
+    return found;
+  }
+
+  #addresses(): string {
+    return this.controlling.map((c) => c.address).join(', ') || 'none';
+  }
+
+  /** Provisions a function and gives it guest memory, whole or not at all. */
+  async provision(address: string | undefined, spec: FunctionSpec, options: WaitOptions): Promise<HeldFunction> {
+    const controlling = this.findControlling(address);
+    const fn = await provisionFunction(controlling, spec, options);
+    if (this.#memoryBytes === 0n || !(controlling instanceof EmbeddedControllingFunction)) return { fn, controlling, memory: undefined };
+    let memory: GuestMemory | undefined;
+    try {
+      memory = GuestMemory.anonymous(fn.name, this.#memoryBytes);
+      controlling.attachMemory(fn, memory);
+      this.#memories.set(fn, memory);
+      return { fn, controlling, memory };
+    } catch (error) {
+      await fn.release();
+      memory?.close();
+      throw error;
+    }
+  }
+
+  /** Gives a function back, and its memory. */
+  async release({ fn, controlling, memory }: HeldFunction): Promise<void> {
+    if (memory !== undefined && controlling instanceof EmbeddedControllingFunction) await controlling.detachMemory(fn);
+    await fn.release();
+    memory?.close();
+    this.#memories.delete(fn);
+  }
+
+  /** Runs `work` while nobody else changes, migrates or checks these functions. */
+  async exclusively<T>(functions: readonly HeldFunction[], work: () => Promise<T>): Promise<T> {
+    for (const { fn } of functions) {
+      if (this.#busy.has(fn)) throw new TowlineError('ERR_TOWLINE_BUSY', `${fn.name} is being worked on already`, { function: fn.uuid });
+    }
+    for (const { fn } of functions) this.#busy.add(fn);
+    try {
+      return await work();
+    } finally {
+      for (const { fn } of functions) this.#busy.delete(fn);
+    }
+  }
+
+  /** A function as it is shown. */
+  info({ fn, controlling, memory }: HeldFunction): FunctionInfo {
+    const bytes = memory?.ranges().reduce((sum, r) => sum + r.len, 0n) ?? 0n;
+    return {
+      uuid: fn.uuid,
+      name: fn.name,
+      kind: fn.kind,
+      state: fn.state,
+      exposure: fn.exposure,
+      controlling: controlling.address,
+      queues: fn.spec.queues ?? null,
+      vectors: fn.spec.vectors ?? null,
+      namespaces: [...(fn.spec.namespaces ?? [])],
+      migration: fn.spec.migration ?? false,
+      memoryBytes: bytes.toString(),
+    };
+  }
+
+  /** Closes everything. The functions end with this process: they are the embedded model's. Idempotent. */
+  close(): Promise<void> {
+    this.#closing ??= (async () => {
+      for (const controlling of this.controlling) await controlling.close();
+      for (const memory of this.#memories.values()) memory.close();
+      this.journal.close();
+    })();
+    return this.#closing;
+  }
+}

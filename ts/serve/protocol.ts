@@ -1,0 +1,134 @@
+/**
+ * What `towline serve` and its clients say to each other: JSON-RPC 2.0, one message a line, over a UNIX socket. While a request
+ * runs, the server sends `event` notifications with its id; the client may send `cancel` with it.
+ */
+import type { KindCapacity } from '../drivers/driver.js';
+import type { CheckResult } from '../conformance/check.js';
+import type { TowlineErrorJson } from '../errors.js';
+import type { ExposureName, FunctionConfig, FunctionKind, FunctionSpec, LifecycleState, Reason } from '../function/types.js';
+import type { MigrationPolicy } from '../migration/policy.js';
+import type { MigrationEvent } from '../migration/progress.js';
+import type { MigrationReport } from '../migration/report.js';
+
+/** The longest line, in bytes. A longer one ends the connection. */
+export const MAX_LINE_BYTES = 1 << 20;
+/** Requests of one connection that may be under way at once. */
+export const MAX_REQUESTS = 32;
+/** Connections at once. */
+export const MAX_CONNECTIONS = 64;
+
+/** A function as `list` shows it; the `--json` shape of the CLI. */
+export interface FunctionInfo {
+  uuid: string;
+  name: string;
+  kind: FunctionKind;
+  state: LifecycleState;
+  exposure: ExposureName;
+  /** Address of its controlling function. */
+  controlling: string;
+  queues: number | null;
+  vectors: number | null;
+  namespaces: number[];
+  migration: boolean;
+  /** Bytes of guest memory that this process gave it; decimal. `0`: none. */
+  memoryBytes: string;
+}
+
+/** A controlling function as `list` shows it. */
+export interface ControllingInfo {
+  address: string;
+  driver: string;
+  capacity: readonly KindCapacity[];
+  reasons: readonly Reason[];
+}
+
+/** One session of the journal as `recover` shows it. */
+export interface SessionInfo {
+  session: string;
+  role: 'source' | 'destination';
+  functions: string[];
+  epoch: string;
+  state: string;
+  /** It waits to be settled. */
+  open: boolean;
+}
+
+/** Every method: what it takes, what it gives, and the events on the way. */
+export interface Methods {
+  version: { params: Record<string, never>; result: { version: string; pid: number }; event: never };
+  list: { params: Record<string, never>; result: { controlling: ControllingInfo[]; functions: FunctionInfo[] }; event: never };
+  provision: { params: { controlling?: string; spec: FunctionSpec }; result: FunctionInfo; event: never };
+  configure: { params: { function: string; config: FunctionConfig; migration?: boolean }; result: FunctionInfo; event: never };
+  expose: { params: { function: string; exposure: ExposureName }; result: FunctionInfo; event: never };
+  release: { params: { function: string }; result: FunctionInfo; event: never };
+  explain: { params: { function: string }; result: { function: FunctionInfo; reasons: readonly Reason[] }; event: never };
+  migrate: { params: MigrateParams; result: MigrationReport; event: MigrationEvent };
+  receive: { params: ReceiveParams; result: MigrationReport; event: MigrationEvent | { type: 'listening'; address: string } };
+  sessions: { params: Record<string, never>; result: SessionInfo[]; event: never };
+  recover: { params: RecoverParams; result: unknown; event: never };
+  conformance: { params: { function: string; destructive: boolean }; result: { checks: number; failed: number }; event: CheckResult };
+  shutdown: { params: Record<string, never>; result: null; event: never };
+}
+
+/** See `MigrateOptions`. */
+export interface MigrateParams {
+  functions: string[];
+  to: string;
+  dryRun?: boolean;
+  /** A path in the file system of the serving process. */
+  record?: string;
+  policy?: MigrationPolicy;
+  linkTimeoutMs?: number;
+}
+
+/** See `ReceiveOptions`. */
+export interface ReceiveParams {
+  functions: string[];
+  from: string;
+  allowRemotePlaintext?: boolean;
+  acceptTimeoutMs?: number;
+  linkTimeoutMs?: number;
+}
+
+/** See `RecoverOptions`. */
+export interface RecoverParams {
+  session?: string;
+  /** Where the destination answers. */
+  from?: string;
+  declareDestinationDead?: boolean;
+  reason?: string;
+}
+
+/** The name of a method. */
+export type MethodName = keyof Methods;
+
+/** The names, for checking a word from outside. */
+export const methodNames = [
+  'version',
+  'list',
+  'provision',
+  'configure',
+  'expose',
+  'release',
+  'explain',
+  'migrate',
+  'receive',
+  'sessions',
+  'recover',
+  'conformance',
+  'shutdown',
+] as const satisfies readonly MethodName[];
+
+/** A request on the wire. */
+export interface RequestMessage {
+  jsonrpc: '2.0';
+  id: number;
+  method: string;
+  params?: unknown;
+}
+
+/** Everything that a server sends. */
+export type ServerMessage =
+  | { jsonrpc: '2.0'; id: number; result: unknown }
+  | { jsonrpc: '2.0'; id: number | null; error: { code: number; message: string; data?: TowlineErrorJson } }
+  | { jsonrpc: '2.0'; method: 'event'; params: { id: number; event: unknown } };
