@@ -26,13 +26,14 @@ fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
 }
 
-/// Reads one byte as the documentation of the layout says, with numbers written out: what a reader in another language does.
-/// `None` for traps and the shadow.
-fn foreign_read(filter: &[u8], offset: u64, target: u8) -> Option<u8> {
+/// Treats one byte as the documentation of the layout says, with numbers written out: what an evaluator in another
+/// language does. On reads `value` is the target's and the result what the guest gets, on writes the other way round,
+/// `Some(None)` being a write that is dropped. `None` for traps and the shadow.
+fn foreign(filter: &[u8], offset: u64, value: u8, read: bool) -> Option<Option<u8>> {
     assert_eq!(&filter[..8], b"TWLBARF\0");
     assert_eq!((word(filter, 8), word(filter, 12), long(filter, 16)), (1, 144, filter.len() as u64));
     if offset >= long(filter, 32) {
-        return Some(0xff);
+        return Some(read.then_some(0xff));
     }
     let (pages, mixed, classes) = (long(filter, 48) as usize, long(filter, 64) as usize, long(filter, 80) as usize);
     let entry = word(filter, pages + 4 * (offset >> 12) as usize);
@@ -44,36 +45,60 @@ fn foreign_read(filter: &[u8], offset: u64, target: u8) -> Option<u8> {
     };
     let class = &filter[classes + 24 * class..][..24];
     let lane = (offset & 3) as usize;
-    match class[lane] {
-        0 => Some(target & class[8 + lane] | class[12 + lane]),
-        1 => Some(class[12 + lane]),
+    let (op, and, or) = if read { (0, 8, 12) } else { (4, 16, 20) };
+    match class[op + lane] {
+        0 => Some(Some(value & class[and + lane] | class[or + lane])),
+        1 => Some(read.then_some(class[or + lane])),
         _ => None,
     }
 }
 
-#[test]
-fn the_documentation_is_enough_to_evaluate() {
-    for policy in [policy(), policy().otherwise(DefaultAction::Deny(Fill::Zeros)), Policy::new(5), Policy::new(1 << 16)]
-    {
-        let filter = policy.compile().unwrap();
-        let memory = Memory::new(policy.bar_bytes as usize);
-        let contents = memory.contents();
-        let state = FilterState::new(&filter);
-        let (mut compared, mut others) = (0, 0);
-        for offset in 0..policy.bar_bytes + 8 {
-            let mut ours = [0];
-            filter.read(&state, &memory, &Traps::default(), offset, &mut ours);
-            match foreign_read(filter.as_bytes(), offset, contents.get(offset as usize).copied().unwrap_or(0)) {
-                Some(foreign) => {
-                    assert_eq!(ours, [foreign], "{offset:#x}");
-                    compared += 1;
-                }
-                None => others += 1,
+/// Bytes that were compared, in both directions, and the offsets of those on which `bytes` and `filter` do not agree.
+fn disagreements(filter: &Filter, bytes: &[u8]) -> (u64, Vec<u64>) {
+    let memory = Memory::new(filter.bar_bytes() as usize);
+    let (state, traps) = (FilterState::new(filter), Traps::default());
+    let (mut compared, mut different) = (0, Vec::new());
+    for offset in 0..filter.bar_bytes() + 8 {
+        let before = memory.byte(offset);
+        let mut ours = [0];
+        filter.read(&state, &memory, &traps, offset, &mut ours);
+        if let Some(theirs) = foreign(bytes, offset, before.unwrap_or(0), true) {
+            compared += 1;
+            if theirs != Some(ours[0]) {
+                different.push(offset);
             }
         }
-        let shadow: u64 = if policy.rules.is_empty() { 0 } else { 15 };
-        assert_eq!((compared, others), (policy.bar_bytes + 8 - shadow, shadow));
+        let data = (offset as u8).wrapping_mul(91) ^ 0x3c;
+        filter.write(&state, &memory, &traps, offset, &[data]);
+        if let Some(theirs) = foreign(bytes, offset, data, false) {
+            compared += 1;
+            if theirs.or(before) != memory.byte(offset) {
+                different.push(offset);
+            }
+        }
     }
+    (compared, different)
+}
+
+#[test]
+fn the_documentation_is_enough_to_evaluate() {
+    for policy in [policy(), policy().otherwise(DefaultAction::Deny(Fill::Zeros)), Policy::new(5), Policy::new(1 << 14)]
+    {
+        let filter = policy.compile().unwrap();
+        let (compared, different) = disagreements(&filter, filter.as_bytes());
+        // 15 bytes of shadow in both directions, and 4 of a write trap.
+        let left_out = if policy.rules.is_empty() { 0 } else { 2 * 15 + 4 };
+        assert_eq!((compared, different), (2 * (policy.bar_bytes + 8) - left_out, vec![]));
+    }
+}
+
+#[test]
+fn an_evaluator_of_other_bytes_is_found_out() {
+    let filter = policy().compile().unwrap();
+    let mut other = policy();
+    other.rules[0] = Rule::mask("mask", 0x3, 9, Pattern::u16(0x0ff1));
+    let (_, different) = disagreements(&filter, other.compile().unwrap().as_bytes());
+    assert!(!different.is_empty() && different.iter().all(|at| (3..12).contains(at)), "{different:x?}");
 }
 
 /// Uses a filter that was accepted in every way there is.

@@ -288,6 +288,33 @@ fn each_obstacle_and_what_mends_it() {
     assert_eq!((needs.bandwidth_bytes_per_s, needs.dirty_bytes_per_s), (None, None), "no link makes the stop shorter");
 }
 
+#[test]
+fn measured_parts_of_the_stop_replace_the_guesses() {
+    let guess = ForecastInput {
+        memory_bytes: 0,
+        bandwidth_bytes_per_s: Estimate::exact(1e9),
+        state_bytes: Estimate { mean: 5e6, variance: 1e12 },
+        save: DeviceCost { fixed_ms: 50.0, bytes_per_s: Some(1e6) },
+        load: DeviceCost { fixed_ms: 70.0, bytes_per_s: None },
+        rtt_ms: 9.0,
+        round_trips: 2,
+        journal_sync_ms: 1.0,
+        journal_syncs: 3,
+        ..ForecastInput::default()
+    };
+    let mut forecaster = Forecaster::new(guess);
+    forecaster.observe_state_size(2_000_000);
+    forecaster.observe_save(3.0);
+    forecaster.observe_load(4.0);
+    forecaster.observe_rtt(0.5);
+    forecaster.observe_journal_sync(2.0);
+    forecaster.observe_journal_sync(0.1);
+    forecaster.observe_pending(1_000_000);
+    // 1 ms of memory, 2 of state, 3 + 4 of the device, 2 round trips of 0.5 and 3 syncs of 2.
+    let now = forecaster.downtime_now();
+    assert!((now.p50 - 17.0).abs() < 1e-9 && now.p95 == now.p50, "{now:?}");
+}
+
 fn any_number() -> impl Strategy<Value = f64> {
     prop_oneof![4 => any::<f64>(), 4 => 0.0..1e12, 2 => 0.0..1e3, 1 => Just(0.0), 1 => Just(f64::INFINITY), 1 => Just(f64::NAN)]
 }

@@ -333,8 +333,10 @@ fn mixed_pages(
         } else {
             code(granule(read, write, start + 4))?
         };
-        for (i, place) in codes.iter_mut().skip(n).take(whole_granules).enumerate() {
-            *place = if i % 2 == 0 { even } else { odd };
+        let stretch = codes.get_mut(n..n + whole_granules).unwrap_or(&mut []);
+        stretch.fill(even);
+        if odd != even {
+            stretch.iter_mut().skip(1).step_by(2).for_each(|place| *place = odd);
         }
         n += whole_granules;
     }

@@ -157,8 +157,8 @@ fn mixed(bytes: &[u8], header: &Header) -> Result<(), LayoutError> {
         let (Some(base), Some(codes)) = (base, codes) else { return Err(LayoutError::Length) };
         let (base, codes) = (base as usize, codes as usize);
         let inside = base < header.classes.count && codes <= header.classes.count - base;
-        let used = record.get(8..).unwrap_or(&[]).iter().all(|code| usize::from(*code) < codes);
-        if !inside || codes == 0 || codes > MAX_PALETTE || !used {
+        let used = record.get(8..).unwrap_or(&[]).iter().fold(0, |most, code| most.max(*code));
+        if !inside || codes == 0 || codes > MAX_PALETTE || usize::from(used) >= codes {
             return Err(LayoutError::MixedPage(n as u64));
         }
     }

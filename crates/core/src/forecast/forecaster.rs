@@ -2,7 +2,7 @@
 
 use super::math::{clean, neg_ln_one_minus};
 use super::model::{self, Position, Rates};
-use super::{Downtime, Estimate, Forecast, ForecastInput};
+use super::{DeviceCost, Downtime, Estimate, Forecast, ForecastInput};
 
 /// What a given estimate weighs against measurements: as much as this many milliseconds of them.
 const PRIOR_MS: f64 = 20.0;
@@ -122,6 +122,16 @@ impl Forecaster {
     /// The device state's size is known now, in bytes.
     pub const fn observe_state_size(&mut self, bytes: u64) {
         self.input.state_bytes = Estimate::exact(bytes as f64);
+    }
+
+    /// Saving the device state was measured (in a rehearsal, or for a state of this size before), in milliseconds as a whole.
+    pub fn observe_save(&mut self, ms: f64) {
+        self.input.save = DeviceCost { fixed_ms: clean(ms), bytes_per_s: None };
+    }
+
+    /// Loading the device state was measured, in milliseconds as a whole.
+    pub fn observe_load(&mut self, ms: f64) {
+        self.input.load = DeviceCost { fixed_ms: clean(ms), bytes_per_s: None };
     }
 
     /// The pages to be sent changed for another reason (a range came or went), in bytes.

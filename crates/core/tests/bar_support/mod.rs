@@ -14,6 +14,10 @@ impl Memory {
         Self(Mutex::new((0..len).map(|n| (n as u8).wrapping_mul(37) ^ (n >> 8) as u8).collect()))
     }
 
+    pub fn byte(&self, offset: u64) -> Option<u8> {
+        self.0.lock().unwrap().get(offset as usize).copied()
+    }
+
     pub fn contents(&self) -> Vec<u8> {
         self.0.lock().unwrap().clone()
     }
