@@ -40,10 +40,6 @@ impl DeviceView {
             .compile()
             .map_err(|e| TenantError::Spec(e.to_string()))?;
         let doorbells = FilteredBar::new(Arc::new(filter), subsystem.parent_bar(), Arc::new(NoTraps));
-        Ok(Self {
-            registers: controller.synthesised_registers(),
-            doorbells: Arc::new(doorbells),
-            doorbell_base: page,
-        })
+        Ok(Self { registers: controller.synthesised_registers(), doorbells: Arc::new(doorbells), doorbell_base: page })
     }
 }
