@@ -41,6 +41,7 @@ mod decoder;
 mod digest;
 mod encoder;
 mod error;
+mod event;
 #[cfg(test)]
 mod flips;
 mod frame;
@@ -54,6 +55,7 @@ pub use decoder::Decoder;
 pub use digest::{DIGEST_BYTES, SectionDigest};
 pub use encoder::Encoder;
 pub use error::{PagesFault, StreamError, StreamErrorReason};
+pub use event::{Disposition, Event};
 pub use frame::{FRAME_HEADER_BYTES, FrameHeader, FrameType, OPTIONAL};
 pub use header::{MAGIC, MAJOR, MINOR, OLDEST_MAJOR, STREAM_HEADER_BYTES, StreamHeader};
 pub use limits::Limits;
@@ -61,7 +63,7 @@ pub use pages::{
     PAGES_PREFIX_BYTES, PAGES_RUN_BYTES, Pages, PagesPrefix, PagesRun, PagesSummary, RunKind, decode_pages_prefix,
     decode_pages_table, encode_pages_table,
 };
-pub use rules::{Disposition, Event, FrameRules};
+pub use rules::FrameRules;
 pub use section::{RESERVED_KINDS, RoundEnd, SECTION_BEGIN_BYTES, SectionBegin, SectionKind};
 
 /// The `N` bytes at `at`. Reading past the end is a fault of the caller's length check, and answered with zeros.

@@ -3,11 +3,12 @@
 use alloc::vec::Vec;
 
 use super::error::{StreamError, StreamErrorReason};
+use super::event::Event;
 use super::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use super::header::{STREAM_HEADER_BYTES, StreamHeader};
 use super::limits::Limits;
 use super::pages::PagesRun;
-use super::rules::{Event, FrameRules};
+use super::rules::FrameRules;
 
 /// A push-style decoder. Bytes come in any cuts; an event is delivered once its frame is complete and checked. Memory
 /// grows with the bytes that came, never with what a length announces, and never beyond one frame.
