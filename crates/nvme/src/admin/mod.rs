@@ -4,6 +4,8 @@
 mod client;
 mod error;
 mod migrate;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
