@@ -39,7 +39,7 @@ pub const MAX_RANGES: usize = 4096;
 /// The most sections of the caller one session has.
 pub const MAX_SECTIONS: usize = 1024;
 /// The longest name of a function or a section, in bytes.
-pub const MAX_NAME_BYTES: usize = 256;
+pub const MAX_NAME_BYTES: usize = 255;
 /// The most mismatches an answer lists.
 pub const MAX_MISMATCHES: usize = 1024;
 /// Epochs stay exact in JavaScript numbers.

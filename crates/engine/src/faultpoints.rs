@@ -101,7 +101,8 @@ pub struct FaultPoints {
     pub run_after_release: bool,
     /// Told about every point.
     pub observer: Option<Observer>,
-    fired: AtomicBool,
+    /// Set once something was rehearsed; see [`FaultPoints::fired`].
+    pub has_fired: AtomicBool,
 }
 
 impl fmt::Debug for FaultPoints {
@@ -143,7 +144,7 @@ impl FaultPoints {
             let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
         }
         // Once: what cleans up after a failure passes other points, or the same again.
-        if self.fail_at.as_deref() == Some(point) && !self.fired.swap(true, Ordering::AcqRel) {
+        if self.fail_at.as_deref() == Some(point) && !self.has_fired.swap(true, Ordering::AcqRel) {
             return Err(EngineError::Rehearsed { point });
         }
         Ok(())
@@ -152,11 +153,11 @@ impl FaultPoints {
     /// Whether a rehearsed fault has really happened: a rehearsal that never fired proves nothing.
     #[must_use]
     pub fn fired(&self) -> bool {
-        self.fired.load(Ordering::Acquire)
+        self.has_fired.load(Ordering::Acquire)
     }
 
     pub(crate) fn note_fired(&self) {
-        self.fired.store(true, Ordering::Release);
+        self.has_fired.store(true, Ordering::Release);
     }
 }
 

@@ -139,7 +139,7 @@ pub fn check_append(role: Role, records: &[Record], next: &Record) -> Result<(),
     }
     let Some(Record::Opened { epoch: opened, .. }) = records.first() else {
         return match next {
-            Record::Opened { .. } => Ok(()),
+            Record::Opened { .. } if records.is_empty() => Ok(()),
             // A destination asked about a session that it never heard of refuses it, for good.
             Record::Refused { .. } if role == Role::Destination && records.is_empty() => Ok(()),
             _ if records.is_empty() => Err("the session was never opened"),

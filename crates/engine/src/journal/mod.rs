@@ -81,7 +81,7 @@ impl Journal {
             let Some(key) = path.file_name().and_then(|n| n.to_str()).and_then(parse_name) else { continue };
             let bytes = read_capped(&path)?;
             let session = match lines::parse(&bytes) {
-                Ok(parsed) => Session::sound(path, parsed)?,
+                Ok(parsed) => Session::sound(path, key, parsed)?,
                 Err(damage) => Session {
                     records: damage.before,
                     damaged: Some((damage.record, damage.what)),
@@ -124,7 +124,17 @@ impl Session {
         Self { path, file: None, records: Vec::new(), good_bytes: 0, poisoned: false, damaged: None }
     }
 
-    fn sound(path: PathBuf, parsed: lines::Parsed) -> Result<Self, FenceError> {
+    fn sound(path: PathBuf, (session, role): (Uuid, Role), parsed: lines::Parsed) -> Result<Self, FenceError> {
+        // Records that this code would never have written are not believed: a file that was copied or put together.
+        for (i, record) in parsed.records.iter().enumerate() {
+            let before = parsed.records.get(..i).unwrap_or_default();
+            let foreign = matches!(record, Record::Opened { session: s, .. } if *s != session);
+            if let Err(why) =
+                check_append(role, before, record).and(if foreign { Err("of another session") } else { Ok(()) })
+            {
+                return Ok(Self { damaged: Some((i, why.to_owned())), records: parsed.records, ..Self::new(path) });
+            }
+        }
         let mut good_bytes = parsed.good_bytes;
         if parsed.lacks_line_feed {
             let file = OpenOptions::new().write(true).open(&path).map_err(io_error(&path, "open"))?;

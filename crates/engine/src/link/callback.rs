@@ -19,14 +19,11 @@ pub trait ByteSource: Send {
 
 /// The sending half of a caller's byte stream.
 pub trait ByteSink: Send {
-    /// Writes some of `data`, at least one byte. Errors as for [`ByteSource::read`].
+    /// Writes some of `data`, at least one byte. The stream ends when this is dropped. Errors as for [`ByteSource::read`].
     ///
     /// # Errors
     /// Whatever the stream says.
     fn write(&mut self, data: &[u8]) -> io::Result<usize>;
-
-    /// Nothing more will be written.
-    fn finish(&mut self) {}
 }
 
 /// A link over a caller's callbacks.
@@ -126,8 +123,8 @@ impl Link for CallbackLink {
         self.cancel = None;
     }
 
-    fn finish(&mut self) {
-        self.sink.finish();
+    fn set_idle_timeout(&mut self, timeout: Duration) {
+        self.idle_timeout = timeout;
     }
 
     fn peer(&self) -> &str {

@@ -39,8 +39,8 @@ pub trait Link: Send {
     /// Undoes [`Link::arm`]: what was cancelled still has to be told to the peer.
     fn disarm(&mut self);
 
-    /// Tells the peer that nothing more will come; reading goes on.
-    fn finish(&mut self);
+    /// Changes [`LinkOptions::idle_timeout`]: what is only told out of politeness must not hold anybody up.
+    fn set_idle_timeout(&mut self, timeout: Duration);
 
     /// The peer, for messages.
     fn peer(&self) -> &str;
@@ -69,6 +69,38 @@ impl Default for LinkOptions {
         }
     }
 }
+
+/// What a session holds once it has let go of its link, which is closed by that.
+pub(crate) struct NoLink(pub String);
+
+impl Link for NoLink {
+    fn read(&mut self, _: &mut [u8]) -> Result<usize, LinkError> {
+        Err(LinkError::Closed { peer: self.0.clone() })
+    }
+
+    fn write_all(&mut self, _: &mut [IoSlice<'_>]) -> Result<(), LinkError> {
+        Err(LinkError::Closed { peer: self.0.clone() })
+    }
+
+    fn arm(&mut self, _: &Cancel) {}
+
+    fn disarm(&mut self) {}
+
+    fn set_idle_timeout(&mut self, _: Duration) {}
+
+    fn peer(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Closes a link. What was sent arrives all the same; a peer that goes on sending notices at once.
+pub(crate) fn close(link: &mut Box<dyn Link>) {
+    let peer = link.peer().to_owned();
+    *link = Box::new(NoLink(peer));
+}
+
+/// How long telling a peer that a session was given up may take.
+pub(crate) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How often a blocked system call looks whether it was cancelled or is idle for too long.
 const SLICE: Duration = Duration::from_millis(100);

@@ -201,8 +201,8 @@ impl Link for SocketLink {
         self.cancel = None;
     }
 
-    fn finish(&mut self) {
-        self.socket.shutdown(Shutdown::Write);
+    fn set_idle_timeout(&mut self, timeout: Duration) {
+        self.idle_timeout = timeout;
     }
 
     fn peer(&self) -> &str {

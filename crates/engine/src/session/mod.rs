@@ -20,7 +20,7 @@ pub use destination::{
 };
 pub use pages_out::RoundStats;
 pub use source::{
-    CommitInfo, FinalStats, OfferOutcome, PrecopyStats, PreparedInfo, SourceConfig, SourceSession, Stopped,
+    CommitInfo, FinalStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo, SourceConfig, SourceSession, Stopped,
 };
 pub use timings::{Phase, Timings};
 

@@ -87,14 +87,17 @@ pub(crate) fn send_state(
     }
     let mut device = start.elapsed();
     digest.begin(sender, link, index, &function.id)?;
-    // One chunk is held back, since only the next read tells whether it was the last.
+    // Rehearsal only: one chunk is held back, since the next read tells whether it was the last.
     let mut held: Vec<u8> = Vec::new();
     loop {
         cancel.check()?;
         let start = Instant::now();
         let outcome = function.channel.read(chunk).map_err(channel_error(&function.id, "read state in STOP_COPY"))?;
         device += start.elapsed();
-        if !held.is_empty() && !(drop_last && outcome == ReadOutcome::End) {
+        if !held.is_empty() {
+            if drop_last && outcome == ReadOutcome::End {
+                sender.lose_next();
+            }
             digest.send(sender, link, index, &function.id, &held, held.len())?;
         }
         held.clear();

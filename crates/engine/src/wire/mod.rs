@@ -3,7 +3,7 @@
 mod receiver;
 mod sender;
 
-pub(crate) use receiver::Receiver;
+pub(crate) use receiver::{LastWords, Receiver};
 pub(crate) use sender::Sender;
 
 use towline_core::stream::{StreamError, StreamErrorReason};

@@ -111,21 +111,40 @@ impl Receiver {
         }
     }
 
-    /// After the link failed: whether the peer had said why it would.
-    pub fn pending_abort(&mut self, link: &mut dyn Link, error: &LinkError) -> Option<(String, String)> {
+    /// After the peer closed the link: why it did, if it has said so.
+    pub fn last_words(&mut self, link: &mut dyn Link, error: &LinkError) -> Option<LastWords> {
         if !matches!(error, LinkError::Closed { .. }) {
             return None;
         }
         // A few messages may lie before it.
         for _ in 0..16 {
             match self.message_or_filler(link, "looking for an abort") {
-                Ok(Some(Message::Abort { code, reason })) => return Some((code, reason)),
+                Ok(Some(Message::Abort { code, reason })) => return Some(LastWords::Aborted { code, reason }),
+                Ok(Some(Message::Refused { epoch, reason })) => return Some(LastWords::Refused { epoch, reason }),
                 Ok(_) => {}
                 Err(_) => return None,
             }
         }
         None
     }
+}
+
+/// Why a peer closed the link.
+pub(crate) enum LastWords {
+    /// It gave up.
+    Aborted {
+        /// Its error code.
+        code: String,
+        /// Its words.
+        reason: String,
+    },
+    /// It made durable that it will never commit.
+    Refused {
+        /// The epoch.
+        epoch: u64,
+        /// Its words.
+        reason: String,
+    },
 }
 
 fn read_exact(link: &mut dyn Link, mut out: &mut [u8]) -> Result<(), EngineError> {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{FILLER_TYPE, MEMORY_CHANNEL, stream_error};
 use crate::dialogue::{Digest, Message};
-use crate::error::EngineError;
+use crate::error::{EngineError, LinkError};
 use crate::link::Link;
 
 /// Bytes of one frame of filler.
@@ -29,6 +29,10 @@ pub(crate) struct Sender {
     record: Option<(BufWriter<File>, PathBuf)>,
     table: Vec<u8>,
     page_size: u32,
+    /// A write failed half-way: whatever followed would be taken for the rest of it.
+    broken: bool,
+    /// Rehearsal: the next frame is lost on its way.
+    lose_next: bool,
 }
 
 impl Sender {
@@ -50,6 +54,8 @@ impl Sender {
             record,
             table: Vec::new(),
             page_size: 4096,
+            broken: false,
+            lose_next: false,
         })
     }
 
@@ -61,6 +67,11 @@ impl Sender {
     /// Bytes in a page, at most 1 MiB.
     pub fn set_page_size(&mut self, bytes: u64) {
         self.page_size = u32::try_from(bytes).unwrap_or(0);
+    }
+
+    /// Rehearsal: counts the next frame as sent, and does not send it.
+    pub fn lose_next(&mut self) {
+        self.lose_next = true;
     }
 
     pub fn wire_bytes(&self) -> u64 {
@@ -206,6 +217,12 @@ impl Sender {
     }
 
     fn write(&mut self, link: &mut dyn Link, parts: &[&[u8]]) -> Result<(), EngineError> {
+        if std::mem::take(&mut self.lose_next) {
+            return Ok(());
+        }
+        if self.broken {
+            return Err(LinkError::Closed { peer: link.peer().to_owned() }.into());
+        }
         let head = if self.begun { None } else { Some(StreamHeader::new(self.session.into_bytes()).encode()) };
         self.begun = true;
         let head: &[u8] = head.as_ref().map_or(&[], |h| h.as_slice());
@@ -221,7 +238,9 @@ impl Sender {
             *slot = IoSlice::new(part);
             bytes += part.len() as u64;
         }
+        self.broken = true;
         link.write_all(&mut slices)?;
+        self.broken = false;
         self.wire_bytes += bytes;
         Ok(())
     }

@@ -8,6 +8,7 @@ use super::{DestinationSession, Step};
 use crate::dialogue::Message;
 use crate::error::{EngineError, FenceError};
 use crate::fence::{Record, Role};
+use crate::link::close;
 use crate::session::set_state;
 
 impl DestinationSession {
@@ -47,13 +48,12 @@ impl DestinationSession {
             Ok(()) => {}
             Err(error @ FenceError::Refused { .. }) => {
                 let reason = error.to_string();
-                let _ = self.sender.message(self.link.as_mut(), &Message::Refused { epoch, reason: reason.clone() });
                 let _ = self.roll_back("ERR_TOWLINE_FENCED", &reason);
                 return Err(EngineError::CommitRefused { epoch, reason });
             }
             Err(error) => {
                 self.step = Step::Unknown;
-                self.link.finish();
+                close(&mut self.link);
                 return Err(error.into());
             }
         }

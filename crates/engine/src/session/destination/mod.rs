@@ -13,10 +13,10 @@ use super::pages_in::PageReceiver;
 use super::{FunctionOutcome, SessionFunction, Timings, bring_back};
 use crate::cancel::Cancel;
 use crate::dialogue::{Answer, AskOutcome, DIALOGUE_VERSION, Digest, MAX_MISMATCHES, Message, Mismatch, Offer};
-use crate::error::EngineError;
+use crate::error::{EngineError, FenceError};
 use crate::faultpoints::FaultPoints;
 use crate::fence::{Fence, Record, Role};
-use crate::link::Link;
+use crate::link::{FAREWELL, Link, close};
 use crate::wire::{Receiver, Sender};
 
 /// What a destination session is made of before it knows what is offered.
@@ -212,7 +212,7 @@ impl DestinationSession {
                 }
                 s.step = Step::Over;
                 s.sender.message(s.link.as_mut(), &Message::AskAnswer { outcome })?;
-                s.link.finish();
+                close(&mut s.link);
                 Ok(Incoming::Asked { session, epoch, outcome })
             }
             other => Err(EngineError::Protocol {
@@ -281,7 +281,7 @@ impl DestinationSession {
             self.config.points.hit("destination:answered")?;
         } else {
             self.step = Step::Over;
-            self.link.finish();
+            close(&mut self.link);
         }
         self.timings.add("answer", start);
         Ok(Answered { accepted, mismatches })
@@ -358,24 +358,36 @@ impl DestinationSession {
     fn roll_back(&mut self, code: &str, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
         let start = Instant::now();
         let tell = self.step != Step::Over;
+        // A source that knows everything to be loaded may have its intent durable: only a refusal frees it then.
+        let refuse = self.step == Step::Prepared;
         self.step = Step::Over;
         self.link.disarm();
+        self.link.set_idle_timeout(FAREWELL);
         if self.opened {
             // First of all: from here on this epoch can't commit, whatever arrives.
             let record = Record::Aborted { reason: reason.to_owned() };
-            if let Err(error) =
-                self.config.fence.append(self.config.fence_session(&self.offer), Role::Destination, record)
-            {
-                self.link.finish();
+            let appended =
+                match self.config.fence.append(self.config.fence_session(&self.offer), Role::Destination, record) {
+                    // Somebody asked and was refused meanwhile: that is durable and says the same. A commit can't be there.
+                    Err(FenceError::Refused { .. }) => Ok(()),
+                    other => other,
+                };
+            if let Err(error) = appended {
+                close(&mut self.link);
                 return Err(error.into());
             }
         }
         if tell {
-            let message = Message::Abort { code: code.to_owned(), reason: reason.chars().take(1000).collect() };
+            let reason: String = reason.chars().take(1000).collect();
+            let message = if refuse {
+                Message::Refused { epoch: self.epoch, reason }
+            } else {
+                Message::Abort { code: code.to_owned(), reason }
+            };
             // A source that can't be told notices the end of the link.
             let _ = self.sender.message(self.link.as_mut(), &message);
         }
-        self.link.finish();
+        close(&mut self.link);
         let outcomes =
             if std::mem::take(&mut self.touched) { self.functions.iter_mut().map(reset).collect() } else { Vec::new() };
         self.timings.add("abort", start);

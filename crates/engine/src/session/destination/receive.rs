@@ -22,7 +22,6 @@ struct Expected {
     name: String,
     begun: bool,
     done: bool,
-    chunks: u64,
 }
 
 impl DestinationSession {
@@ -114,6 +113,9 @@ impl DestinationSession {
                     return Err(not_offered(channel));
                 }
                 expected.begun = true;
+                if section.kind == SectionKind::DeviceState {
+                    self.begin_state(section.name)?;
+                }
                 Ok(())
             }
             Event::StateChunk { channel, data } => self.state_chunk(begun(sections, channel)?, data),
@@ -144,20 +146,26 @@ impl DestinationSession {
         }
     }
 
-    fn state_chunk(&mut self, section: &mut Expected, data: &[u8]) -> Result<(), EngineError> {
-        let Some(function) = self.functions.iter_mut().find(|f| f.id == section.name) else {
-            return Err(not_offered(section.channel));
-        };
+    /// Opens a function for its state.
+    fn begin_state(&mut self, id: &str) -> Result<(), EngineError> {
         if !self.touched {
             self.config.points.hit("destination:state-loading")?;
             self.touched = true;
         }
         let start = Instant::now();
-        if section.chunks == 0 {
+        if let Some(function) = self.functions.iter_mut().find(|f| f.id == id) {
             // In one step: some devices start anew when they pass STOP on the way.
             set_state(function, DeviceState::Resuming, "go to RESUMING")?;
         }
-        section.chunks += 1;
+        self.timings.add("device-open", start);
+        Ok(())
+    }
+
+    fn state_chunk(&mut self, section: &mut Expected, data: &[u8]) -> Result<(), EngineError> {
+        let Some(function) = self.functions.iter_mut().find(|f| f.id == section.name) else {
+            return Err(not_offered(section.channel));
+        };
+        let start = Instant::now();
         function.channel.write(data).map_err(channel_error(&function.id, "load device state"))?;
         self.timings.add("device-write", start);
         self.progress.state_bytes = self.progress.state_bytes.saturating_add(data.len() as u64);
@@ -208,7 +216,6 @@ fn expected(offer: &Offer) -> Vec<Expected> {
         name: name.to_owned(),
         begun: false,
         done: false,
-        chunks: 0,
     };
     let mut sections = vec![new(MEMORY_CHANNEL, SectionKind::Memory, "memory".to_owned(), "memory")];
     for (i, f) in offer.functions.iter().enumerate() {

@@ -9,9 +9,10 @@ use super::{SourceSession, Step, unexpected};
 use crate::dialogue::{AskOutcome, Digest, Message};
 use crate::error::EngineError;
 use crate::fence::{Record, Role};
+use crate::link::{FAREWELL, close};
 use crate::recover::{self, Verdict};
 use crate::session::{FunctionOutcome, bring_back, set_state};
-use crate::wire::{MEMORY_CHANNEL, function_channel, section_channel};
+use crate::wire::{LastWords, MEMORY_CHANNEL, function_channel, section_channel};
 
 /// What the destination has verified.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,6 +140,14 @@ impl SourceSession {
                 Err(EngineError::CommitRefused { epoch, reason })
             }
             Ok(other) => Err(self.in_doubt(unexpected("waiting for COMMITTED", &other))),
+            // A destination that gave up by itself has made that durable and said so before it closed the link.
+            Err(EngineError::Link(cause)) => match self.receiver.last_words(self.link.as_mut(), &cause) {
+                Some(LastWords::Refused { epoch: refused, reason }) if refused == epoch => {
+                    self.step = Step::CommitRefused;
+                    Err(EngineError::CommitRefused { epoch, reason })
+                }
+                _ => Err(self.in_doubt(cause.into())),
+            },
             Err(cause) => Err(self.in_doubt(cause)),
         }
     }
@@ -248,6 +257,7 @@ impl SourceSession {
         let tell = self.step != Step::CommitRefused && self.step != Step::New;
         self.step = Step::Aborted;
         self.link.disarm();
+        self.link.set_idle_timeout(FAREWELL);
         let outcomes = self.config.functions.iter_mut().map(bring_back).collect();
         self.stop_tracking();
         if tell {
@@ -255,7 +265,7 @@ impl SourceSession {
             // A destination that can't be told notices the end of the link.
             let _ = self.say(&Message::Abort { code, reason: reason.chars().take(1000).collect() });
         }
-        self.link.finish();
+        close(&mut self.link);
         if self.opened {
             let record = Record::Aborted { reason: reason.to_owned() };
             self.config.fence.append(self.config.session, Role::Source, record)?;

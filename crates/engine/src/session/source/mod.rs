@@ -1,6 +1,7 @@
 //! The sending side: its configuration, its states, and the opening dialogue.
 
 mod commit;
+mod measure;
 mod steps;
 
 use std::path::PathBuf;
@@ -23,9 +24,10 @@ use crate::faultpoints::FaultPoints;
 use crate::fence::{Fence, Record, Role};
 use crate::link::Link;
 use crate::pacer::Pacer;
-use crate::wire::{MEMORY_CHANNEL, Receiver, Sender};
+use crate::wire::{LastWords, MEMORY_CHANNEL, Receiver, Sender};
 
 pub use commit::{CommitInfo, PreparedInfo};
+pub use measure::Measured;
 pub use steps::{FinalStats, PrecopyStats, Stopped};
 
 /// What a source session is made of.
@@ -64,6 +66,9 @@ pub struct OfferOutcome {
     /// The highest epoch that the destination has seen for these functions.
     pub peer_epoch: u64,
 }
+
+/// The code of a destination that gave up after it had everything.
+const REFUSED: &str = "ERR_TOWLINE_COMMIT_REFUSED";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
@@ -375,8 +380,9 @@ impl SourceSession {
         if self.config.cancel.is_cancelled() {
             return EngineError::Cancelled;
         }
-        match self.receiver.pending_abort(self.link.as_mut(), &link_error) {
-            Some((code, reason)) => EngineError::PeerAborted { code, reason },
+        match self.receiver.last_words(self.link.as_mut(), &link_error) {
+            Some(LastWords::Aborted { code, reason }) => EngineError::PeerAborted { code, reason },
+            Some(LastWords::Refused { reason, .. }) => EngineError::PeerAborted { code: REFUSED.to_owned(), reason },
             None => EngineError::Link(link_error),
         }
     }
@@ -389,6 +395,7 @@ impl SourceSession {
     pub(super) fn hear(&mut self, during: &'static str) -> Result<Message, EngineError> {
         match self.receiver.message(self.link.as_mut(), during)? {
             Message::Abort { code, reason } => Err(EngineError::PeerAborted { code, reason }),
+            Message::Refused { reason, .. } => Err(EngineError::PeerAborted { code: REFUSED.to_owned(), reason }),
             other => Ok(other),
         }
     }

@@ -1,0 +1,431 @@
+//! A guest for tests: a fake device behind a `StateChannel`, memory with writers, and both sides of a migration on two threads.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use towline_core::channel::{ChannelError, ChannelErrorKind, Pending, ReadOutcome, StateChannel};
+use towline_core::dirty::MarkLog;
+use towline_core::fsm::{self, DeviceState, MigrationFlags};
+use towline_core::memory::GuestMemory;
+use towline_engine::cancel::Cancel;
+use towline_engine::error::EngineError;
+use towline_engine::faultpoints::FaultPoints;
+use towline_engine::fence::Fence;
+use towline_engine::journal::Journal;
+use towline_engine::link::{Address, Link, LinkOptions, Listener, connect};
+use towline_engine::session::{
+    DestinationConfig, DestinationSession, DestinationTarget, FinalStats, FunctionOutcome, Incoming, NamedSource,
+    Section, SessionFunction, SourceConfig, SourceSession,
+};
+use towline_linux::memory::{MappedMemory, memfd};
+use uuid::Uuid;
+
+pub const PAGE: u64 = 4096;
+pub const TEST_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a device is. Shared, so that a test sees it while a session holds the channel.
+#[derive(Debug)]
+pub struct Device {
+    pub state: DeviceState,
+    /// What migrates.
+    pub registers: Vec<u8>,
+    pub resets: u32,
+    /// Was RUNNING with registers, so it could execute.
+    pub history: Vec<DeviceState>,
+    pub fail_at: Option<DeviceState>,
+}
+
+/// Carries a [`Device`]: length, bytes, checksum by addition. With PRE_COPY it gives a copy of the first half while running.
+pub struct Channel {
+    pub device: Arc<Mutex<Device>>,
+    flags: MigrationFlags,
+    out: Vec<u8>,
+    at: usize,
+    input: Vec<u8>,
+    piece: usize,
+}
+
+pub fn device(registers: Vec<u8>) -> Arc<Mutex<Device>> {
+    Arc::new(Mutex::new(Device { state: DeviceState::Running, registers, resets: 0, history: vec![], fail_at: None }))
+}
+
+fn seal(bytes: &[u8]) -> Vec<u8> {
+    let mut out = (bytes.len() as u64).to_le_bytes().to_vec();
+    out.extend_from_slice(bytes);
+    let sum = bytes.iter().fold(7u64, |a, b| a.wrapping_mul(31).wrapping_add(u64::from(*b)));
+    out.extend_from_slice(&sum.to_le_bytes());
+    out
+}
+
+impl Channel {
+    pub fn new(device: &Arc<Mutex<Device>>, flags: u64, piece: usize) -> Self {
+        Self { device: Arc::clone(device), flags: MigrationFlags(flags), out: vec![], at: 0, input: vec![], piece }
+    }
+
+    fn enter(&mut self, to: DeviceState) -> Result<(), ChannelError> {
+        let device = Arc::clone(&self.device);
+        let mut device = device.lock().unwrap();
+        let from = device.state;
+        if device.fail_at == Some(to) {
+            device.state = DeviceState::Error;
+            device.fail_at = None;
+            return Err(ChannelError {
+                errno: Some(5),
+                nvme_status: Some(0x106),
+                ..ChannelError::new(ChannelErrorKind::Device, "the device failed")
+            });
+        }
+        match to {
+            DeviceState::PreCopy if from == DeviceState::Running => {
+                // Stale on purpose: only what STOP_COPY gives counts.
+                self.out = vec![0xEE; 100];
+                self.at = 0;
+            }
+            DeviceState::StopCopy => {
+                self.out = seal(&device.registers);
+                self.at = 0;
+            }
+            DeviceState::Resuming => self.input.clear(),
+            DeviceState::Stop if from == DeviceState::Resuming => {
+                // Pre-copy bytes come before the sealed state.
+                let skip = if self.flags.has_pre_copy() { 100 } else { 0 };
+                let sealed = self.input.get(skip..).unwrap_or_default();
+                let n = sealed.first_chunk::<8>().map_or(u64::MAX, |l| u64::from_le_bytes(*l));
+                let bytes = usize::try_from(n).ok().and_then(|n| sealed.get(8..8usize.checked_add(n)?));
+                match bytes {
+                    Some(bytes) if seal(bytes) == sealed => device.registers = bytes.to_vec(),
+                    _ => {
+                        device.state = DeviceState::Error;
+                        return Err(ChannelError::new(ChannelErrorKind::BadState, "the state is not whole"));
+                    }
+                }
+            }
+            _ => {}
+        }
+        device.state = to;
+        device.history.push(to);
+        Ok(())
+    }
+}
+
+impl StateChannel for Channel {
+    fn flags(&self) -> MigrationFlags {
+        self.flags
+    }
+
+    fn state(&mut self) -> Result<DeviceState, ChannelError> {
+        Ok(self.device.lock().unwrap().state)
+    }
+
+    fn set_state(&mut self, to: DeviceState) -> Result<(), ChannelError> {
+        let from = self.device.lock().unwrap().state;
+        let path = fsm::path(self.flags, from, to)
+            .ok_or_else(|| ChannelError::new(ChannelErrorKind::State, format!("no way from {from:?} to {to:?}")))?;
+        path.steps().iter().try_for_each(|s| self.enter(*s))
+    }
+
+    fn read(&mut self, out: &mut [u8]) -> Result<ReadOutcome, ChannelError> {
+        let state = self.device.lock().unwrap().state;
+        let rest = &self.out[self.at..];
+        let n = rest.len().min(self.piece).min(out.len());
+        out[..n].copy_from_slice(&rest[..n]);
+        self.at += n;
+        match state {
+            DeviceState::StopCopy if n == 0 => Ok(ReadOutcome::End),
+            DeviceState::PreCopy | DeviceState::PreCopyP2p if n == 0 => Ok(ReadOutcome::EmptyForNow),
+            DeviceState::StopCopy | DeviceState::PreCopy | DeviceState::PreCopyP2p => Ok(ReadOutcome::Bytes(n)),
+            _ => Err(ChannelError::new(ChannelErrorKind::State, "nothing to read in this state")),
+        }
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        if self.device.lock().unwrap().state != DeviceState::Resuming {
+            return Err(ChannelError::new(ChannelErrorKind::State, "not in RESUMING"));
+        }
+        self.input.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn pending(&mut self) -> Result<Pending, ChannelError> {
+        Ok(Pending { initial_bytes: 100, dirty_bytes: 0, stop_copy_bytes: 1 })
+    }
+
+    fn reset(&mut self) -> Result<(), ChannelError> {
+        let mut device = self.device.lock().unwrap();
+        device.state = DeviceState::Running;
+        device.resets += 1;
+        Ok(())
+    }
+}
+
+pub fn memory(ranges: &[(u64, u64)]) -> Arc<MappedMemory> {
+    let memory = MappedMemory::new();
+    for (gpa, len) in ranges {
+        let fd = memfd("engine-test", *len).unwrap();
+        memory.add_region(*gpa, fd.as_fd(), 0, *len).unwrap();
+    }
+    Arc::new(memory)
+}
+
+/// Guest addresses of pages that differ.
+pub fn differing(a: &dyn GuestMemory, b: &dyn GuestMemory) -> Vec<u64> {
+    let (mut left, mut right) = (vec![0; PAGE as usize], vec![0; PAGE as usize]);
+    let mut found = vec![];
+    for range in a.ranges() {
+        for gpa in (range.gpa..range.end().unwrap()).step_by(PAGE as usize) {
+            a.read(gpa, &mut left).unwrap();
+            b.read(gpa, &mut right).unwrap();
+            if left != right {
+                found.push(gpa);
+            }
+        }
+    }
+    found
+}
+
+/// Threads that write while the guest runs: a counter in each page of the range, some pages set to zero again.
+pub struct Writers {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    pub writes: Arc<AtomicU64>,
+}
+
+impl Writers {
+    pub fn start(memory: &Arc<MappedMemory>, log: &Arc<MarkLog>, base: u64, len: u64, threads: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let writes = Arc::new(AtomicU64::new(0));
+        let threads = (0..threads)
+            .map(|t| {
+                let (memory, log) = (Arc::clone(memory), Arc::clone(log));
+                let (stop, writes) = (Arc::clone(&stop), Arc::clone(&writes));
+                std::thread::spawn(move || {
+                    let mut x = 0x9E37_79B9_7F4A_7C15u64.wrapping_mul(t + 1);
+                    let pages = len / PAGE;
+                    while !stop.load(Ordering::Acquire) {
+                        x ^= x << 13;
+                        x ^= x >> 7;
+                        x ^= x << 17;
+                        let page = base + (x % pages) * PAGE;
+                        let bytes = if x & 0xF00 == 0 { vec![0; PAGE as usize] } else { x.to_le_bytes().to_vec() };
+                        memory.write(page, &bytes).unwrap();
+                        log.mark(page, bytes.len() as u64);
+                        writes.fetch_add(1, Ordering::Relaxed);
+                        if x & 7 == 0 {
+                            std::thread::yield_now();
+                        }
+                    }
+                })
+            })
+            .collect();
+        Self { stop, threads, writes }
+    }
+
+    pub fn stop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Writers {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// One host.
+pub struct Host {
+    pub dir: tempfile::TempDir,
+    pub journal: Arc<Journal>,
+    pub memory: Arc<MappedMemory>,
+    pub devices: Vec<(String, Arc<Mutex<Device>>, u64)>,
+    pub cancel: Cancel,
+    pub points: Arc<FaultPoints>,
+}
+
+pub const RANGES: &[(u64, u64)] = &[(0, 1 << 20), (1 << 32, 256 << 10)];
+
+impl Host {
+    /// Devices are (identity, flags).
+    pub fn new(devices: &[(&str, u64)], ranges: &[(u64, u64)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Arc::new(Journal::open(dir.path().join("journal")).unwrap());
+        Self {
+            dir,
+            journal,
+            memory: memory(ranges),
+            devices: devices.iter().map(|(id, flags)| ((*id).to_owned(), device(vec![]), *flags)).collect(),
+            cancel: Cancel::new(),
+            points: Arc::new(FaultPoints::default()),
+        }
+    }
+
+    pub fn functions(&self) -> Vec<SessionFunction> {
+        self.devices
+            .iter()
+            .map(|(id, device, flags)| SessionFunction {
+                id: id.clone(),
+                channel: Box::new(Channel::new(device, *flags, 1000)),
+            })
+            .collect()
+    }
+
+    pub fn states(&self) -> Vec<DeviceState> {
+        self.devices.iter().map(|(_, d, _)| d.lock().unwrap().state).collect()
+    }
+
+    pub fn fill(&self, seed: u8) {
+        for (i, (_, device, _)) in self.devices.iter().enumerate() {
+            device.lock().unwrap().registers = (0..5000u32).map(|n| (n as u8) ^ seed ^ (i as u8)).collect();
+        }
+        for (k, range) in self.memory.ranges().iter().enumerate() {
+            // Every fourth page stays a hole, every fourth is zeros.
+            for page in 0..range.len / PAGE {
+                match page % 4 {
+                    0 => {}
+                    1 => self.memory.write(range.gpa + page * PAGE, &[0; PAGE as usize]).unwrap(),
+                    _ => {
+                        let data: Vec<u8> =
+                            (0..PAGE).map(|b| (b as u8) ^ seed ^ (page as u8) ^ (k as u8) | 1).collect();
+                        self.memory.write(range.gpa + page * PAGE, &data).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    pub fn source(&self, session: Uuid, log: &Arc<MarkLog>, sections: &[&str]) -> SourceConfig {
+        SourceConfig {
+            session,
+            functions: self.functions(),
+            memory: self.memory.clone(),
+            dirty_sources: vec![NamedSource { name: "marks".into(), source: Box::new(log.source()) }],
+            page_size_bytes: PAGE,
+            sections: sections.iter().map(|s| (*s).to_owned()).collect(),
+            fence: self.journal.clone(),
+            cancel: self.cancel.clone(),
+            bandwidth_limit_bytes_per_s: None,
+            points: self.points.clone(),
+            record_to: None,
+        }
+    }
+
+    pub fn destination(&self) -> DestinationConfig {
+        DestinationConfig {
+            fence: self.journal.clone(),
+            cancel: self.cancel.clone(),
+            points: self.points.clone(),
+            max_section_bytes: 1 << 20,
+        }
+    }
+
+    pub fn target(&self) -> DestinationTarget {
+        DestinationTarget { functions: self.functions(), memory: self.memory.clone() }
+    }
+
+    pub fn fence(&self) -> &dyn Fence {
+        self.journal.as_ref()
+    }
+}
+
+pub fn options() -> LinkOptions {
+    LinkOptions { idle_timeout: TEST_LIMIT, ..LinkOptions::default() }
+}
+
+/// Two connected links.
+pub fn link_pair(address: &str) -> (Box<dyn Link>, Box<dyn Link>) {
+    let listener = Listener::bind(&address.parse::<Address>().unwrap(), options()).unwrap();
+    let at = listener.address().clone();
+    let connecting = std::thread::spawn(move || connect(&at, &options(), &Cancel::new()).unwrap());
+    let accepted = listener.accept(TEST_LIMIT, &Cancel::new()).unwrap();
+    (Box::new(connecting.join().unwrap()), Box::new(accepted))
+}
+
+pub fn socket_pair() -> (Box<dyn Link>, Box<dyn Link>) {
+    use towline_engine::link::SocketLink;
+    let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+    let link = |s: std::os::unix::net::UnixStream| -> Box<dyn Link> {
+        Box::new(SocketLink::from_fd(s.into(), &options()).unwrap())
+    };
+    (link(a), link(b))
+}
+
+pub const SECTIONS: &[(&str, &[u8])] = &[("vcpu", b"registers of a cpu"), ("empty", b"")];
+
+/// How the source ended.
+pub struct SourceEnd {
+    pub session: SourceSession,
+    pub result: Result<FinalStats, EngineError>,
+    pub outcomes: Vec<FunctionOutcome>,
+}
+
+/// Drives a source through all steps; on an error before the intent it aborts. `stopped` is called once the functions are
+/// stopped, `prepared` once the destination has everything.
+pub fn run_source(
+    config: SourceConfig,
+    link: Box<dyn Link>,
+    before_stop: &mut dyn FnMut(),
+    prepared: &mut dyn FnMut(),
+) -> SourceEnd {
+    let mut session = SourceSession::new(config, link).unwrap();
+    let sections: Vec<&(&str, &[u8])> = SECTIONS.iter().collect();
+    let result = (|| {
+        let offer = session.offer(serde_json::json!({"kind": "test"}))?;
+        if !offer.mismatches.is_empty() {
+            return Err(EngineError::Mismatch(offer.mismatches));
+        }
+        session.start_tracking()?;
+        session.precopy_state()?;
+        for _ in 0..3 {
+            session.memory_pass(&mut |_| {})?;
+        }
+        before_stop();
+        session.quiesce()?;
+        session.stop()?;
+        let stats = session.final_pass()?;
+        for (name, data) in sections {
+            session.send_section(name, data)?;
+        }
+        session.prepare()?;
+        prepared();
+        session.commit()?;
+        session.wait_running()?;
+        session.release()?;
+        Ok(stats)
+    })();
+    let mut outcomes = vec![];
+    if result.is_err()
+        && let Ok(back) = session.abort("the test's source failed")
+    {
+        outcomes = back;
+    }
+    SourceEnd { session, result, outcomes }
+}
+
+/// Drives a destination through all steps.
+pub fn run_destination(
+    config: DestinationConfig,
+    target: DestinationTarget,
+    link: Box<dyn Link>,
+) -> (Result<Vec<Section>, EngineError>, DestinationSession) {
+    let mut session = DestinationSession::new(config, link).unwrap();
+    let result = (|| {
+        let Incoming::Offer(_) = session.read_offer()? else { panic!("no offer") };
+        session.answer(target, vec![])?;
+        session.receive(&mut |_| {})?;
+        let sections = session.sections().to_vec();
+        session.prepared()?;
+        session.wait_commit()?;
+        session.resume()?;
+        session.running()?;
+        Ok(sections)
+    })();
+    (result, session)
+}
+
+pub const SECTION_NAMES: &[&str] = &["vcpu", "empty"];
