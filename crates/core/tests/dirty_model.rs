@@ -92,7 +92,7 @@ proptest! {
         let size = if near < 4 { page << 2 >> near } else { 1 << shift };
         let base = match base_kind {
             0 => ranges[0].gpa + offset * page,
-            1 => ranges[0].gpa.wrapping_sub(offset * size),
+            1 => ranges[0].gpa.wrapping_sub(offset.wrapping_mul(size)),
             2 => ranges[0].gpa + offset,
             3 => u64::MAX - offset * page,
             _ => u64::MAX - offset,
