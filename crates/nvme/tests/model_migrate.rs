@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{Bars, DATA, Disk, Host, Interrupts, MEMORY, Memory, config, pf_host};
+use towline_core::memory::GuestMemory;
 use towline_nvme::admin::AdminClient;
 use towline_nvme::command::{SubmissionEntry, io_opcode, opcode};
 use towline_nvme::migration::{FormatIndex, Sequence, SuspendType};
@@ -308,6 +309,9 @@ fn tracking_finds_every_page_that_was_written() {
     assert_eq!(receive(&mut pages), (false, true));
     let written = host.memory.written.lock().unwrap().clone();
     assert_eq!(pages, written, "data, completions and admin data; no more and no less");
+    // The comparison notices a page that was written past the controller, and so was not tracked.
+    host.memory.write(0x3f_0000, &[1]).unwrap();
+    assert_ne!(pages, *host.memory.written.lock().unwrap());
     assert!(pages.contains(&1) && pages.contains(&(DATA / 4096)) && pages.contains(&0x18), "of each kind one");
     assert!(side.client.track_memory_stop(2).unwrap_err().is(StatusCode::ControllerSuspended));
     side.client.migration_resume(2).unwrap();
