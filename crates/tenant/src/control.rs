@@ -143,8 +143,14 @@ impl Shared {
         progress
     }
 
-    fn wait_for<'a>(&'a self, mut progress: MutexGuard<'a, Progress>, doing: Doing) -> MutexGuard<'a, Progress> {
-        while progress.doing != doing && progress.doing != Doing::Ended {
+    /// Waits until `reached`, or until it cannot come any more: the thread has ended, or somebody else asked for something else.
+    fn wait_for<'a>(
+        &'a self,
+        mut progress: MutexGuard<'a, Progress>,
+        wish: Wish,
+        reached: fn(Doing) -> bool,
+    ) -> MutexGuard<'a, Progress> {
+        while !reached(progress.doing) && progress.doing != Doing::Ended && self.wish() == wish {
             progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
         progress
@@ -204,7 +210,7 @@ impl TenantHandle {
     /// the tenant writes neither memory nor doorbells nor log any more. Stays so until [`TenantHandle::resume`].
     pub fn pause(&self) -> TenantStats {
         let progress = self.shared.ask(Wish::Pause, None);
-        self.shared.wait_for(progress, Doing::Paused).stats.clone()
+        self.shared.wait_for(progress, Wish::Pause, |d| matches!(d, Doing::Paused | Doing::Drained)).stats.clone()
     }
 
     /// Goes on after [`TenantHandle::pause`] or [`TenantHandle::drain`].
@@ -215,14 +221,14 @@ impl TenantHandle {
     /// Submits no more and waits for what is in flight, at most `timeout`; then logs how far it came and stands still.
     pub fn drain(&self, timeout: Duration) -> Drained {
         let progress = self.shared.ask(Wish::Drain, Some(Instant::now() + timeout));
-        let progress = self.shared.wait_for(progress, Doing::Drained);
+        let progress = self.shared.wait_for(progress, Wish::Drain, |d| d == Doing::Drained);
         Drained { pending: progress.stats.in_flight, next_seq: progress.stats.next_seq }
     }
 
     /// Ends the tenant's CPU for good; nothing is waited for. Its memory stays as it is. Idempotent.
     pub fn stop(&self) -> TenantStats {
         let progress = self.shared.ask(Wish::Stop, None);
-        let stats = self.shared.wait_for(progress, Doing::Ended).stats.clone();
+        let stats = self.shared.wait_for(progress, Wish::Stop, |d| d == Doing::Ended).stats.clone();
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // A panic was already reported by the hook, and is the failure.
             let _ = thread.join();

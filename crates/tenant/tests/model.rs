@@ -119,6 +119,28 @@ fn a_pause_leaves_what_is_in_flight_and_writes_nothing_more() {
 }
 
 #[test]
+fn every_order_of_pause_drain_and_resume_comes_back() {
+    let rig = Rig::new(Function::Pf, 4096);
+    let (tenant, log) = rig.run(rig.boot(rig.spec()), 1);
+    for _ in 0..20 {
+        tenant.pause();
+        tenant.pause();
+        tenant.resume();
+        tenant.pause();
+        assert_eq!(tenant.drain(PATIENCE).pending, 0);
+        assert_eq!(tenant.drain(PATIENCE).pending, 0);
+        tenant.pause();
+        tenant.resume();
+        tenant.resume();
+        sleep(2);
+    }
+    tenant.drain(PATIENCE);
+    tenant.stop();
+    tenant.stop();
+    assert_eq!(judge(&rig, &log.records()), Judgement::default());
+}
+
+#[test]
 fn a_lost_completion_stays_in_flight() {
     let rig = Rig::new(Function::Pf, 4096);
     let action = FaultAction::DropCompletion;
