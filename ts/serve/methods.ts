@@ -12,6 +12,7 @@ import { migrate } from '../migration/source.js';
 import { version } from '../version.js';
 import type { HeldFunction, Host } from './host.js';
 import { Params } from './params.js';
+import { recoverSessions } from './recover.js';
 import type { MethodName, Methods } from './protocol.js';
 
 /** What a running method has besides its parameters. */
@@ -173,9 +174,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
 
   sessions: async (host) => host.journal.sessions(),
 
-  recover: async () => {
-    throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', 'recover is not there yet');
-  },
+  recover: (host, params, context) => recoverSessions(host, params, context),
 
   conformance: async (host, params, { emit }) => {
     const held = await host.find(params.text('function', 256));

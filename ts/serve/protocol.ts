@@ -6,8 +6,10 @@ import type { KindCapacity } from '../drivers/driver.js';
 import type { CheckResult } from '../conformance/check.js';
 import type { TowlineErrorJson } from '../errors.js';
 import type { ExposureName, FunctionConfig, FunctionKind, FunctionSpec, LifecycleState, Reason } from '../function/types.js';
+import type { JournalSession } from '../migration/journal.js';
 import type { MigrationPolicy } from '../migration/policy.js';
 import type { MigrationEvent } from '../migration/progress.js';
+import type { Recovered } from '../migration/recover.js';
 import type { MigrationReport } from '../migration/report.js';
 
 /** The longest line, in bytes. A longer one ends the connection. */
@@ -42,17 +44,6 @@ export interface ControllingInfo {
   reasons: readonly Reason[];
 }
 
-/** One session of the journal as `recover` shows it. */
-export interface SessionInfo {
-  session: string;
-  role: 'source' | 'destination';
-  functions: string[];
-  epoch: string;
-  state: string;
-  /** It waits to be settled. */
-  open: boolean;
-}
-
 /** Every method: what it takes, what it gives, and the events on the way. */
 export interface Methods {
   version: { params: Record<string, never>; result: { version: string; pid: number }; event: never };
@@ -64,8 +55,8 @@ export interface Methods {
   explain: { params: { function: string }; result: { function: FunctionInfo; reasons: readonly Reason[] }; event: never };
   migrate: { params: MigrateParams; result: MigrationReport; event: MigrationEvent };
   receive: { params: ReceiveParams; result: MigrationReport; event: MigrationEvent | { type: 'listening'; address: string } };
-  sessions: { params: Record<string, never>; result: SessionInfo[]; event: never };
-  recover: { params: RecoverParams; result: unknown; event: never };
+  sessions: { params: Record<string, never>; result: JournalSession[]; event: never };
+  recover: { params: RecoverParams; result: Recovered[]; event: never };
   conformance: { params: { function: string; destructive: boolean }; result: { checks: number; failed: number }; event: CheckResult };
   shutdown: { params: Record<string, never>; result: null; event: never };
 }
@@ -93,8 +84,8 @@ export interface ReceiveParams {
 /** See `RecoverOptions`. */
 export interface RecoverParams {
   session?: string;
-  /** Where the destination answers. */
-  from?: string;
+  /** Where the destination answers: any `receive` there does. */
+  peer?: string;
   declareDestinationDead?: boolean;
   reason?: string;
 }

@@ -1,0 +1,27 @@
+/**
+ * Recovery as a serving process does it, with the journal that it owns.
+ */
+import { TowlineError } from '../errors.js';
+import { recover, type Recovered } from '../migration/recover.js';
+import type { Host } from './host.js';
+import type { MethodContext } from './methods.js';
+import type { Params } from './params.js';
+
+/** The method `recover`. */
+export async function recoverSessions(host: Host, params: Params, context: MethodContext): Promise<Recovered[]> {
+  const session = params.optionalText('session', 36);
+  const peer = params.optionalText('peer');
+  if (params.optionalFlag('declareDestinationDead')) {
+    const reason = params.optionalText('reason', 1024);
+    if (session === undefined || reason === undefined) {
+      throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'declaring the destination dead needs the session and a reason');
+    }
+    host.journal.declareDestinationDead(session, reason);
+  }
+  return recover({
+    journal: host.journal,
+    signal: context.signal,
+    ...(session === undefined ? {} : { session }),
+    ...(peer === undefined ? {} : { peer }),
+  });
+}
