@@ -98,11 +98,12 @@ fn a_skipped_page_is_found() {
     // The writers touch all of it, so that the final pass has something there.
     let skip = MemoryRange { gpa: 0, len: 1 << 20 };
     let mut found = false;
-    for _ in 0..5 {
+    // A page that is dirty may still hold what was sent (written between its mark's harvest and its reading): then try again.
+    for _ in 0..20 {
         let points = FaultPoints { skip_page_in: Some(skip), ..FaultPoints::default() };
         let (stale, here, ..) = migrate(socket_pair(), points);
-        if here.points.fired() {
-            assert_eq!(stale.len(), 1, "exactly the page that was skipped");
+        assert!(stale.len() <= usize::from(here.points.fired()), "only the page that was skipped");
+        if !stale.is_empty() {
             found = true;
             break;
         }

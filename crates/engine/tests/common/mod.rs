@@ -1,6 +1,7 @@
 //! A guest for tests: a fake device behind a `StateChannel`, memory with writers, and both sides of a migration on two threads.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+use std::io::IoSlice;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use towline_core::dirty::MarkLog;
 use towline_core::fsm::{self, DeviceState, MigrationFlags};
 use towline_core::memory::GuestMemory;
 use towline_engine::cancel::Cancel;
-use towline_engine::error::EngineError;
+use towline_engine::error::{EngineError, LinkError};
 use towline_engine::faultpoints::FaultPoints;
 use towline_engine::fence::Fence;
 use towline_engine::journal::Journal;
@@ -157,6 +158,7 @@ impl StateChannel for Channel {
     fn reset(&mut self) -> Result<(), ChannelError> {
         let mut device = self.device.lock().unwrap();
         device.state = DeviceState::Running;
+        device.registers.clear();
         device.resets += 1;
         Ok(())
     }
@@ -429,3 +431,74 @@ pub fn run_destination(
 }
 
 pub const SECTION_NAMES: &[&str] = &["vcpu", "empty"];
+
+/// A link that cuts or damages what is written through it.
+pub struct Tamper {
+    pub inner: Option<Box<dyn Link>>,
+    pub written: Arc<AtomicU64>,
+    /// Closes the link before this byte.
+    pub cut_at: Option<u64>,
+    /// Flips this bit of this byte.
+    pub flip: Option<(u64, u8)>,
+}
+
+impl Tamper {
+    pub fn new(inner: Box<dyn Link>, cut_at: Option<u64>, flip: Option<(u64, u8)>) -> (Box<dyn Link>, Arc<AtomicU64>) {
+        let written = Arc::new(AtomicU64::new(0));
+        (Box::new(Self { inner: Some(inner), written: Arc::clone(&written), cut_at, flip }), written)
+    }
+
+    fn closed() -> LinkError {
+        LinkError::Closed { peer: "tampered".into() }
+    }
+}
+
+impl Link for Tamper {
+    fn read(&mut self, out: &mut [u8]) -> Result<usize, LinkError> {
+        self.inner.as_mut().ok_or_else(Self::closed)?.read(out)
+    }
+
+    fn write_all(&mut self, bufs: &mut [IoSlice<'_>]) -> Result<(), LinkError> {
+        let inner = self.inner.as_mut().ok_or_else(Self::closed)?;
+        let mut bytes: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
+        let start = self.written.load(Ordering::Relaxed);
+        if let Some((at, bit)) = self.flip
+            && let Some(byte) = at.checked_sub(start).and_then(|i| bytes.get_mut(i as usize))
+        {
+            *byte ^= 1 << bit;
+        }
+        let cut = self.cut_at.and_then(|c| c.checked_sub(start)).filter(|c| *c < bytes.len() as u64);
+        if let Some(cut) = cut {
+            bytes.truncate(cut as usize);
+        }
+        self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        let result = inner.write_all(&mut [IoSlice::new(&bytes)]);
+        if cut.is_some() {
+            self.inner = None;
+            return Err(Self::closed());
+        }
+        result
+    }
+
+    fn arm(&mut self, cancel: &Cancel) {
+        if let Some(inner) = &mut self.inner {
+            inner.arm(cancel);
+        }
+    }
+
+    fn disarm(&mut self) {
+        if let Some(inner) = &mut self.inner {
+            inner.disarm();
+        }
+    }
+
+    fn set_idle_timeout(&mut self, timeout: Duration) {
+        if let Some(inner) = &mut self.inner {
+            inner.set_idle_timeout(timeout);
+        }
+    }
+
+    fn peer(&self) -> &str {
+        "tampered"
+    }
+}

@@ -83,7 +83,14 @@ impl SourceSession {
             let state_bytes = s.state_estimate();
             let journal_sync_ms = s.timings.ms("journal-open");
             s.timings.add("measure", start);
-            Ok(Measured { memory_bytes, dirty_bytes_per_s, bandwidth_bytes_per_s, state_bytes, rtt_ms, journal_sync_ms })
+            Ok(Measured {
+                memory_bytes,
+                dirty_bytes_per_s,
+                bandwidth_bytes_per_s,
+                state_bytes,
+                rtt_ms,
+                journal_sync_ms,
+            })
         })
     }
 
