@@ -30,6 +30,7 @@ mod mmap;
 mod policy;
 mod published;
 mod state;
+mod sync;
 mod validate;
 
 pub use error::{LayoutError, PolicyError, PolicyErrorKind, RuleRef};

@@ -1,16 +1,25 @@
 //! A shared pointer that is read without a lock and replaced while it is read.
 //!
 //! A reader announces itself in a counter, loads the pointer, looks, and leaves. A writer exchanges the pointer and then
-//! sees each counter at zero once: whoever comes later finds the new pointer, so the old one has no reader left and its
-//! reference can be handed back. No code of a user runs between announcing and leaving, so that wait is a few
-//! nanoseconds, unless the scheduler takes a reader away there. Readers are spread over a few counters by the address
-//! of their stack, so that vCPUs do not share a cache line.
+//! finds each counter at zero once, by a read-modify-write: a reader that counts later reads from that operation, so it
+//! finds the new pointer; one that counted earlier has left. The old pointer then has no reader by this structure's
+//! reference, which can be handed back. No code of a user runs between announcing and leaving, so the wait is a few
+//! nanoseconds, unless the scheduler takes a reader away there. Readers are spread over a few counters, so that vCPUs do
+//! not share a cache line.
 
 use alloc::sync::Arc;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
-const STRIPES: usize = 8;
+use super::sync::{AtomicPtr, AtomicUsize, Ordering, STRIPES, pause, stripe};
+
+/// The protocol as it is. Other values leave a step out, to show that the model checker notices.
+pub(super) const CORRECT: u8 = 0;
+/// Does not wait for readers. Only `tests/loom_published.rs` uses this and the next.
+#[allow(dead_code)]
+pub(super) const NO_WAIT: u8 = 1;
+/// Looks at the counters by a load, which may miss a reader that has just counted.
+#[allow(dead_code)]
+pub(super) const LOAD_ONLY: u8 = 2;
 
 /// One counter a cache line pair: adjacent-line prefetch couples two lines on x86-64.
 #[repr(align(128))]
@@ -18,7 +27,7 @@ const STRIPES: usize = 8;
 struct Counter(AtomicUsize);
 
 #[derive(Debug)]
-pub(super) struct Published<T> {
+pub(super) struct Published<T, const FAULT: u8 = CORRECT> {
     current: AtomicPtr<T>,
     readers: [Counter; STRIPES],
     owns: PhantomData<Arc<T>>,
@@ -32,7 +41,7 @@ impl Drop for Reading<'_> {
     }
 }
 
-impl<T> Published<T> {
+impl<T, const FAULT: u8> Published<T, FAULT> {
     pub fn new(value: Arc<T>) -> Self {
         Self {
             current: AtomicPtr::new(Arc::into_raw(value).cast_mut()),
@@ -45,16 +54,16 @@ impl<T> Published<T> {
     #[inline]
     pub fn with<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         let _reading = self.enter();
-        let current = self.current.load(Ordering::SeqCst);
+        let current = self.current.load(Ordering::Acquire);
         // SAFETY: `current` came from `Arc::into_raw` and this structure owns one reference to it until `replace` has
-        // exchanged it and then seen this reader's counter at zero, which is not before `_reading` is dropped.
+        // exchanged it and then found this reader's counter at zero, which is not before `_reading` is dropped.
         look(unsafe { &*current })
     }
 
     /// The current value, to be kept.
     pub fn load(&self) -> Arc<T> {
         let _reading = self.enter();
-        let current = self.current.load(Ordering::SeqCst);
+        let current = self.current.load(Ordering::Acquire);
         // SAFETY: as in `with`, the reference that this structure owns is alive until `_reading` is dropped, so the count
         // may be raised; `from_raw` then takes the reference that was just added.
         unsafe {
@@ -65,11 +74,10 @@ impl<T> Published<T> {
 
     /// Exchanges the value and returns the old one, once no reader looks at it by this structure's reference.
     pub fn replace(&self, value: Arc<T>) -> Arc<T> {
-        let old = self.current.swap(Arc::into_raw(value).cast_mut(), Ordering::SeqCst);
+        let old = self.current.swap(Arc::into_raw(value).cast_mut(), Ordering::AcqRel);
         for counter in &self.readers {
-            // SeqCst here and in the readers: either this sees the reader's count, or that reader sees the new pointer.
-            while counter.0.load(Ordering::SeqCst) != 0 {
-                core::hint::spin_loop();
+            while !Self::quiet(&counter.0) {
+                pause();
             }
         }
         // SAFETY: `old` came from `Arc::into_raw`. It was taken out of `current` by an exchange, so no other writer has it,
@@ -77,20 +85,29 @@ impl<T> Published<T> {
         unsafe { Arc::from_raw(old) }
     }
 
+    /// Whether nobody is counted. The load keeps the wait from fighting the readers for the cache line; what decides is the
+    /// read-modify-write, which is in one order with the readers' own.
+    fn quiet(counter: &AtomicUsize) -> bool {
+        match FAULT {
+            NO_WAIT => return true,
+            LOAD_ONLY => return counter.load(Ordering::Acquire) == 0,
+            _ => {}
+        }
+        counter.load(Ordering::Relaxed) == 0 && counter.fetch_add(0, Ordering::AcqRel) == 0
+    }
+
     #[inline]
     fn enter(&self) -> Reading<'_> {
-        let marker = 0u8;
-        let stack = (&raw const marker).addr() as u64 >> 12;
-        let stripe = (stack.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61) as usize;
-        let counter = &self.readers[stripe % STRIPES].0;
-        counter.fetch_add(1, Ordering::SeqCst);
+        let counter = &self.readers[stripe()].0;
+        // Acquire: to see the pointer that a writer had put there before it found this counter at zero.
+        counter.fetch_add(1, Ordering::AcqRel);
         Reading(counter)
     }
 }
 
-impl<T> Drop for Published<T> {
+impl<T, const FAULT: u8> Drop for Published<T, FAULT> {
     fn drop(&mut self) {
         // SAFETY: `&mut self` excludes readers and writers; the pointer came from `Arc::into_raw` and its reference is ours.
-        drop(unsafe { Arc::from_raw(*self.current.get_mut()) });
+        drop(unsafe { Arc::from_raw(self.current.load(Ordering::Acquire)) });
     }
 }
