@@ -5,6 +5,7 @@ use crate::counts::{
     CountError, bytes_of_numd_ones_based, bytes_of_numd_zeroes_based, numd_ones_based, numd_zeroes_based,
 };
 use crate::identify::IDENTIFY_BYTES;
+use crate::state::STATE_VERSION;
 use crate::status::StatusCode;
 use crate::wire::{DecodeError, records};
 
@@ -230,6 +231,16 @@ impl StateFormats {
                 None => 0,
             },
         })
+    }
+
+    /// What a migration from here to `there` can speak: the newest version that both have and this crate knows, and the first
+    /// UUID here that both have. `None` where there is no such version. Without a common UUID only the NVMe part moves, which
+    /// lacks the admin queue, CC and the features.
+    #[must_use]
+    pub fn common(&self, there: &Self) -> Option<(u16, Option<[u8; 16]>)> {
+        let known = |version: &&u16| **version <= STATE_VERSION && there.versions.contains(version);
+        let version = self.versions.iter().filter(known).max()?;
+        Some((*version, self.uuids.iter().find(|uuid| there.uuids.contains(uuid)).copied()))
     }
 
     /// Reads the structure. Duplicates are kept: indices count them.

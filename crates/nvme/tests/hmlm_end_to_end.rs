@@ -11,13 +11,13 @@ use std::time::Duration;
 use common::{Bars, DATA, Disk, Host, Interrupts, MEMORY, Memory, config};
 use towline_core::channel::{ChannelError, ChannelErrorKind, DirtySink, DirtySource, ReadOutcome, StateChannel};
 use towline_core::fsm::DeviceState;
-use towline_core::memory::GuestMemory;
+use towline_core::memory::{GuestMemory, MemoryRange};
 use towline_nvme::admin::AdminClient;
 use towline_nvme::command::{SubmissionEntry, io_opcode, opcode};
 use towline_nvme::hmlm::{HmlmChannel, HmlmConfig, TrackConfig, TrackReceiveSource};
-use towline_nvme::model::{Controller, ControllerKind, EmbeddedAdmin, Subsystem};
+use towline_nvme::model::{CommandSet, Controller, ControllerKind, EmbeddedAdmin, FaultAction, FaultRule, Subsystem};
 use towline_nvme::resources::{Resource, VirtualizationAction};
-use towline_nvme::status::Status;
+use towline_nvme::status::{Status, StatusCode};
 
 const MIB: u64 = 1 << 20;
 const QUEUES: u16 = 2;
@@ -265,6 +265,58 @@ fn a_function_with_queues_of_its_own_takes_no_state() {
     host.enable();
     host.create_pair(1, 16, 1);
     host.verified(1, 9, 1, 1);
+}
+
+#[test]
+fn a_guest_too_large_for_fine_pages_is_tracked_in_coarse_ones() {
+    let disk = Disk::new(16 * MIB);
+    let memory = Memory::new(MEMORY);
+    let here = Side::new(&disk, ControllerKind::Pf, memory.clone());
+    let mut dirty = here.source();
+    let guest = [MemoryRange { gpa: 0, len: 3 << 30 }, MemoryRange { gpa: 4 << 30, len: (2 << 40) - (8 << 30) }];
+    assert_eq!(dirty.start(&guest, 4096).unwrap(), 2 << 20);
+    memory.written.lock().unwrap().clear();
+    let _guest = busy_guest(&here, &memory);
+    here.channel().set_state(DeviceState::Stop).unwrap();
+    let mut pages = Pages::default();
+    dirty.harvest(&mut pages).unwrap();
+    assert!(memory.written.lock().unwrap().is_subset(&pages.0));
+}
+
+#[test]
+fn injected_faults_end_in_a_known_state() {
+    let disk = Disk::new(16 * MIB);
+    let memory = Memory::new(MEMORY);
+    let here = Side::new(&disk, ControllerKind::Vf, memory.clone());
+    let (mut host, _) = busy_guest(&here, &memory);
+    let mut channel = here.channel();
+    let fail_next = |opcode| {
+        here.subsystem.faults().clear();
+        here.subsystem.faults().add(FaultRule {
+            cntlid: None,
+            set: CommandSet::Admin,
+            opcode: Some(opcode),
+            nth: 1,
+            count: 1,
+            action: FaultAction::Status(Status { dnr: true, ..StatusCode::InternalError.into() }),
+        })
+    };
+    // Suspend: it runs on.
+    let rule = fail_next(opcode::MIGRATION_SEND);
+    let error = channel.set_state(DeviceState::Stop).unwrap_err();
+    assert_eq!((error.nvme_status, error.state), (Some(0x006), Some(DeviceState::Running)));
+    assert_eq!(here.subsystem.faults().hits(rule), Some(1));
+    host.verified(1, 40, 1, 5);
+    // The header of the state: it is stopped, and goes on after the rollback.
+    channel.set_state(DeviceState::Stop).unwrap();
+    fail_next(opcode::MIGRATION_RECEIVE);
+    let error = channel.set_state(DeviceState::StopCopy).unwrap_err();
+    assert_eq!((error.kind, error.state), (ChannelErrorKind::Device, Some(DeviceState::Stop)));
+    // Resume: it stays stopped, and the second try works.
+    fail_next(opcode::MIGRATION_SEND);
+    assert_eq!(channel.set_state(DeviceState::Running).unwrap_err().state, Some(DeviceState::Stop));
+    channel.set_state(DeviceState::Running).unwrap();
+    host.verified(1, 44, 1, 6);
 }
 
 /// The comparison of pages above sees a source that misses some: shown by not asking it after the suspend.

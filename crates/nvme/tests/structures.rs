@@ -135,6 +135,16 @@ fn formats_are_found_by_what_they_are() {
     assert_eq!(formats.index_of(0, Some(&[3; 16])), None);
 }
 
+#[test]
+fn a_common_format_is_one_that_both_have_and_we_know() {
+    let here = StateFormats { versions: vec![9, 0], uuids: vec![[1; 16], [2; 16]] };
+    let there = StateFormats { versions: vec![0, 9], uuids: vec![[3; 16], [2; 16], [1; 16]] };
+    assert_eq!(here.common(&there), Some((0, Some([1; 16]))));
+    assert_eq!(there.common(&here), Some((0, Some([2; 16]))));
+    assert_eq!(here.common(&StateFormats { versions: vec![0], uuids: vec![] }), Some((0, None)));
+    assert_eq!(here.common(&StateFormats { versions: vec![9], uuids: vec![[1; 16]] }), None);
+}
+
 fn sq() -> impl Strategy<Value = SqState> {
     any::<[u8; 24]>().prop_map(|bytes| SqState::decode(&bytes))
 }

@@ -121,6 +121,18 @@ impl HmlmChannel {
         self.config.cntlid
     }
 
+    /// The formats that the controlling function has: for an offer, with [`StateFormats::common`].
+    #[must_use]
+    pub fn formats(&self) -> &StateFormats {
+        &self.formats
+    }
+
+    /// The format that is read, by version and UUID.
+    #[must_use]
+    pub fn format(&self) -> (u16, Option<[u8; 16]>) {
+        self.format
+    }
+
     /// Announces a suspend to the controller, which goes on; some prepare for it. Of use shortly before `STOP`.
     ///
     /// # Errors
