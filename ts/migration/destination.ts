@@ -14,11 +14,16 @@ import type { MigrationReport, Outcome } from './report.js';
 import { hook, withReport } from './source.js';
 
 interface ReadOffer {
+  type: 'offer';
   session: string;
   epoch: string;
-  dryRun: boolean;
-  functions: OfferedFunction[];
+  descriptor: { functions?: OfferedFunction[] } | null;
   memory: { gpa: string; len: string }[];
+}
+
+/** Somebody asked what became of an earlier session, and was answered. */
+interface Asked {
+  type: 'asked';
 }
 
 interface Received {
@@ -75,28 +80,21 @@ class DestinationMigration {
     let parts: SessionParts | undefined;
     try {
       throwIfAborted(this.options.signal);
-      const link = await this.#accept();
-      this.#started = performance.now();
-      parts = new SessionParts({
-        functions: this.functions,
-        memory: this.options.memory,
-        extraDirty: [],
-        fence: this.options.fence,
-        link,
-        onProgress: (json) => this.#onProgress(json),
-      });
-      const { parts: nativeParts } = parts;
-      const session = nativeSync(() => engine().destinationSession(this.#config(), nativeParts));
-      this.#session = session;
-      const onAbort = () => {
-        if (!this.#committed) session.cancel();
-      };
-      this.options.signal?.addEventListener('abort', onAbort, { once: true });
-      try {
-        return await this.#drive(session);
-      } finally {
-        this.options.signal?.removeEventListener('abort', onAbort);
+      for await (const link of this.#links()) {
+        this.#started = performance.now();
+        parts = new SessionParts({
+          functions: this.functions,
+          memory: this.options.memory,
+          extraDirty: [],
+          fence: this.options.fence,
+          link,
+          onProgress: (json) => this.#onProgress(json),
+        });
+        const report = await this.#converse(parts);
+        if (report !== undefined) return report;
+        parts.close();
       }
+      throw new TowlineError('ERR_TOWLINE_LINK', 'the link ended without an offer');
     } catch (error) {
       return await this.#undo(error);
     } finally {
@@ -105,14 +103,40 @@ class DestinationMigration {
     }
   }
 
-  async #accept(): Promise<NativeLink> {
-    const { from } = this.options;
-    if (typeof from !== 'string') return wrapLink(from);
-    const listener = nativeSync(() => engine().listen(from, this.options.allowRemotePlaintext ?? false, this.options.linkTimeoutMs ?? 30_000));
+  /** One session over one link; nothing where the peer only asked about an earlier one. */
+  async #converse({ parts }: SessionParts): Promise<MigrationReport | undefined> {
+    const session = nativeSync(() => engine().destinationSession(this.#config(), parts));
+    this.#session = session;
+    const onAbort = () => {
+      if (!this.#committed) session.cancel();
+    };
+    this.options.signal?.addEventListener('abort', onAbort, { once: true });
+    if (this.options.signal?.aborted) onAbort();
+    try {
+      const offer = JSON.parse(await native(() => session.readOffer())) as ReadOffer | Asked;
+      if (offer.type === 'offer') return await this.#drive(session, offer);
+      session.close();
+      return undefined;
+    } finally {
+      this.options.signal?.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /** The caller's own stream, once; or what connects, one after the other. */
+  async *#links(): AsyncGenerator<NativeLink> {
+    const { from, signal } = this.options;
+    if (typeof from !== 'string') {
+      yield wrapLink(from);
+      return;
+    }
+    const idleMs = this.options.linkTimeoutMs ?? 30_000;
+    const listener = nativeSync(() => engine().listen(from, this.options.allowRemotePlaintext ?? false, idleMs));
     try {
       this.options.onListening?.(listener.address());
-      const accepted = native(() => listener.accept(this.options.acceptTimeoutMs ?? 0));
-      return await withSignal(accepted, this.options.signal, () => listener.close());
+      for (;;) {
+        const accepted = native(() => listener.accept(this.options.acceptTimeoutMs ?? 0));
+        yield await withSignal(accepted, signal, () => listener.close());
+      }
     } finally {
       listener.close();
     }
@@ -122,8 +146,7 @@ class DestinationMigration {
     return JSON.stringify({ linkTimeoutMs: this.options.linkTimeoutMs ?? 30_000, faults: faultsJson(this.options.faults) });
   }
 
-  async #drive(session: NativeDestinationSession): Promise<MigrationReport> {
-    const offer = JSON.parse(await native(() => session.readOffer())) as ReadOffer;
+  async #drive(session: NativeDestinationSession, offer: ReadOffer): Promise<MigrationReport> {
     this.#report.session = offer.session;
     this.#report.epoch = offer.epoch;
     const mismatches = await this.#compare(offer);
@@ -161,7 +184,7 @@ class DestinationMigration {
     const local = [];
     for (const f of this.functions) local.push({ uuid: f.uuid, name: f.name, descriptor: await f.descriptor() });
     return [
-      ...compareFunctions(offer.functions, local),
+      ...compareFunctions(offer.descriptor?.functions ?? [], local),
       ...compareMemory(offer.memory, this.options.memory?.ranges() ?? []),
     ];
   }

@@ -1,19 +1,30 @@
 import { mkdirSync } from 'node:fs';
 import { nativeSync, TowlineError } from '../errors.js';
 import { binding } from '../native/api.js';
+import type { FenceRecord, Role } from './fence.js';
 import type { NativeJournal } from '../native/binding.js';
+
+/**
+ * What the records of one side of a session mean.
+ *
+ * - `resume-source`: the source owns the functions and may run them.
+ * - `in-doubt`: source: stopped and fenced until the destination answers, or is declared dead.
+ * - `released`: source: the destination owns them.
+ * - `run-destination`: destination: it owns them.
+ * - `refuse`: destination: it does not own them and never will by this session.
+ */
+export type Verdict = 'resume-source' | 'in-doubt' | 'released' | 'run-destination' | 'refuse';
 
 /** One session as a journal knows it. */
 export interface JournalSession {
   session: string;
-  role: 'source' | 'destination';
+  role: Role;
   functions: string[];
   /** Decimal. */
   epoch: string;
-  /** The last record: what is true of the session now. */
-  state: 'open' | 'intent' | 'committed' | 'refused' | 'released' | 'aborted' | 'declared-dead';
-  /** Whether `recover` has something to settle. */
-  open: boolean;
+  /** The last record. */
+  state: FenceRecord['record'] | 'unknown';
+  verdict: Verdict;
 }
 
 /**

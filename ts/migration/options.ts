@@ -8,7 +8,7 @@ import type { Link } from './link.js';
 import type { GuestMemory } from './memory.js';
 import type { MigrationPolicy } from './policy.js';
 
-/** A part of the caller's own state that moves with the functions: vCPU registers, say. At most 16 MiB. */
+/** Parts of the caller's own state that moved with the functions, by name: vCPU registers, say. */
 export type Sections = Readonly<Record<string, Uint8Array>>;
 
 /** What both sides have in common. */
@@ -36,8 +36,8 @@ export interface MigrateOptions extends SideOptions {
   pause?: () => void | Promise<void>;
   /** Lets the vCPUs run again, after a rollback. */
   resume?: () => void | Promise<void>;
-  /** The caller's sections, taken after `pause`. */
-  sections?: () => Sections | Promise<Sections>;
+  /** The caller's sections by name, each taken after `pause`. Names are offered before; at most 64 MiB together. */
+  sections?: Readonly<Record<string, () => Uint8Array | Promise<Uint8Array>>>;
   /**
    * Called when the destination has everything loaded and nothing runs on either side, before COMMIT-INTENT. What it throws rolls
    * back. Its time is the phase `hold` and counts in no figure.

@@ -1,6 +1,6 @@
 import { nativeSync } from '../errors.js';
 import { nativeDirtySource, nativeStateChannel } from '../function/bridge.js';
-import type { DirtySource, MemoryRange } from '../function/channel.js';
+import type { DirtySource } from '../function/channel.js';
 import type { MigratableFunction } from '../function/types.js';
 import { binding } from '../native/api.js';
 import type { NativeFence, NativeGuestMemory, NativeLink, NativeSessionParts } from '../native/binding.js';
@@ -59,11 +59,6 @@ export class SessionParts {
 
 function nativeMemory(memory: GuestMemory): NativeGuestMemory {
   return memory.native();
-}
-
-/** Ranges as the offer writes them. */
-export function rangesJson(ranges: readonly MemoryRange[]): { gpa: string; len: string }[] {
-  return ranges.map((r) => ({ gpa: r.gpa.toString(), len: r.len.toString() }));
 }
 
 /** `binding()`, for the modules beside this one. */

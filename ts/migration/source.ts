@@ -4,20 +4,26 @@ import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import type { NativeSourceSession } from '../native/binding.js';
 import { faultsJson } from './faults.js';
-import { forecast, type Forecast, type ForecastInput } from './forecast.js';
+import { Forecaster } from './forecast.js';
 import { openLink } from './link.js';
 import { Migration } from './migration.js';
 import type { Mismatch } from './offer.js';
 import { functionList, type Functions, type MigrateOptions } from './options.js';
-import { engine, rangesJson, SessionParts } from './parts.js';
+import { engine, SessionParts } from './parts.js';
 import { PhaseClock, type Phase } from './phases.js';
 import { completePolicy, decide, type CompletePolicy } from './policy.js';
 import { EventQueue } from './progress.js';
 import type { MigrationReport, Outcome } from './report.js';
-import type { FinalStats, Measured, OfferOutcome, ResumedAt, RoundStats, SourceTimings } from './steps.js';
+import type { FinalStats, Measured, OfferOutcome, RoundStats, SourceTimings } from './steps.js';
 
 /** How long the dirty rate is sampled before it is forecast, in milliseconds. */
 const SAMPLE_MS = 50;
+
+/**
+ * What the downtime holds besides bytes: PREPARED, COMMIT and RUNNING each wait for the other side, and COMMIT-INTENT and the
+ * destination's commit are synced one after the other. Stop and start are the functions' own, not known before.
+ */
+const DOWNTIME_COSTS = { saveMs: 0, loadMs: 0, stopMs: 0, roundTrips: 3, journalSyncs: 2, roundOverheadMs: 0 };
 
 /**
  * Migrates the functions of one guest, and its memory, to the process that listens at `options.to`.
@@ -43,7 +49,8 @@ class SourceMigration {
   #runsAgainAt: number | undefined;
   /** From here on COMMIT counts as sent: nothing may be undone by us alone. */
   #intent = false;
-  #forecastInput: ForecastInput | undefined;
+  #forecaster: Forecaster | undefined;
+  #harvestedAt = 0;
 
   constructor(
     private readonly functions: readonly MigratableFunction[],
@@ -132,6 +139,7 @@ class SourceMigration {
       bandwidthBytesPerSecond: this.#policy.bandwidthBytesPerSecond ?? null,
       linkTimeoutMs: this.options.linkTimeoutMs ?? 30_000,
       recordPath: this.options.record ?? null,
+      sections: Object.keys(this.options.sections ?? {}),
       faults: faultsJson(this.options.faults),
     });
   }
@@ -139,7 +147,7 @@ class SourceMigration {
   async #offer(session: NativeSourceSession): Promise<void> {
     const functions = [];
     for (const f of this.functions) functions.push({ uuid: f.uuid, name: f.name, descriptor: await f.descriptor() });
-    const offer = { functions, memory: rangesJson(this.options.memory?.ranges() ?? []), dryRun: this.options.dryRun ?? false };
+    const offer = { functions };
     const answer = JSON.parse(await native(() => session.offer(JSON.stringify(offer)))) as OfferOutcome;
     this.#report.epoch = answer.epoch;
     this.#report.mismatches = answer.mismatches;
@@ -154,18 +162,21 @@ class SourceMigration {
   async #measure(session: NativeSourceSession): Promise<void> {
     await native(() => session.startTracking());
     const m = JSON.parse(await native(() => session.measure(SAMPLE_MS))) as Measured;
-    this.#forecastInput = {
+    this.#forecaster = new Forecaster({
       ...m,
+      ...DOWNTIME_COSTS,
       maxDowntimeMs: this.#policy.maxDowntimeMs,
       maxRounds: this.#policy.maxRounds,
       maxTotalMs: this.#policy.maxTotalMs,
-    };
-    const frozen = forecast(this.#forecastInput);
+    });
+    this.#harvestedAt = performance.now();
+    const frozen = this.#forecaster.forecast();
     this.#report.forecast = frozen;
     this.events.push({ type: 'forecast', session: this.id, forecast: frozen, frozen: true });
   }
 
   async #precopy(session: NativeSourceSession): Promise<void> {
+    const forecaster = this.#forecaster as Forecaster;
     let previousResidualBytes: number | undefined;
     for (;;) {
       throwIfAborted(this.options.signal);
@@ -183,13 +194,17 @@ class SourceMigration {
         dirtyPagesAfter: stats.dirtyPagesAfter,
       });
       const residualBytes = stats.dirtyPagesAfter * stats.pageSizeBytes;
-      const updated = this.#correct(stats, residualBytes);
+      const now = performance.now();
+      forecaster.observeRound({ bytes: stats.wireBytes, ms: stats.ms, dirtiedBytes: residualBytes, intervalMs: now - this.#harvestedAt });
+      this.#harvestedAt = now;
+      const updated = forecaster.forecast();
+      this.events.push({ type: 'forecast', session: this.id, forecast: updated, frozen: false });
       const decision = decide(
         this.#policy,
         {
           rounds: this.#report.rounds,
           elapsedMs: performance.now() - this.#started,
-          downtimeMs: updated.downtimeMs.p95,
+          downtimeMs: forecaster.downtimeNow().p95,
           residualBytes,
           previousResidualBytes,
         },
@@ -202,16 +217,6 @@ class SourceMigration {
       }
       previousResidualBytes = residualBytes;
     }
-  }
-
-  /** The forecast of what is left, from what the last round showed: a stop now, with this residual. */
-  #correct(stats: RoundStats, residualBytes: number): Forecast {
-    const input = this.#forecastInput as ForecastInput;
-    if (stats.wireBytes > 1 << 20 && stats.ms > 0) input.bandwidthBytesPerSecond = (stats.wireBytes * 1000) / stats.ms;
-    if (stats.ms > 1) input.dirtyBytesPerSecond = (residualBytes * 1000) / stats.ms;
-    const updated = forecast({ ...input, memoryBytes: residualBytes, dirtyBytesPerSecond: 0, maxRounds: 0 });
-    this.events.push({ type: 'forecast', session: this.id, forecast: updated, frozen: false });
-    return updated;
   }
 
   async #switchover(session: NativeSourceSession): Promise<void> {
@@ -232,7 +237,10 @@ class SourceMigration {
     this.#clock.add('device-state', final.stateMs);
     this.#report.bytes.deviceState += final.stateBytes;
     await this.#phase('prepare', async () => {
-      for (const [name, data] of Object.entries((await sections?.()) ?? {})) await native(() => session.sendSection(name, data));
+      for (const [name, take] of Object.entries(sections ?? {})) {
+        const data = await take();
+        await native(() => session.sendSection(name, data));
+      }
       await native(() => session.prepare());
     });
     if (verify) await this.#phase('hold', () => hook('verify', verify));
@@ -245,10 +253,8 @@ class SourceMigration {
       return timings;
     });
     this.#report.epoch = committed.epoch;
-    const resumed = await this.#phase('resume', async () => JSON.parse(await native(() => session.waitRunning())) as ResumedAt);
+    await this.#phase('resume', () => native(() => session.waitRunning()));
     this.#runsAgainAt = performance.now();
-    this.#clock.add('journal', resumed.journalMs);
-    this.#clock.add('resume', -resumed.journalMs);
     await this.#phase('release', () => native(() => session.release()));
   }
 

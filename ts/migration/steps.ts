@@ -9,15 +9,12 @@ export interface OfferOutcome {
   rttMs: number;
 }
 
-/** All but the limits of a forecast's input. */
+/** What was measured before the first pass; samples where a figure varies. */
 export interface Measured {
   memoryBytes: number;
-  dirtyBytesPerSecond: number;
-  workingSetBytes: number;
-  bandwidthBytesPerSecond: number;
+  dirtyBytesPerSecond: number[];
+  bandwidthBytesPerSecond: number[];
   stateBytes: number;
-  saveMs: number;
-  loadMs: number;
   rttMs: number;
   journalSyncMs: number;
 }
@@ -44,10 +41,5 @@ export interface FinalStats extends RoundStats {
 
 export interface SourceTimings {
   epoch: string;
-  journalMs: number;
-}
-
-export interface ResumedAt {
-  /** The destination's journal sync. */
   journalMs: number;
 }

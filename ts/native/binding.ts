@@ -202,7 +202,6 @@ export interface EmbeddedController {
   vfNumber: number;
   online: boolean;
   enabled: boolean;
-  suspended: boolean;
   fatal: boolean;
 }
 export interface EmbeddedFault {
@@ -280,14 +279,12 @@ export interface NativeDestinationSession {
 }
 
 export interface NativeJournal {
-  /** JSON list of sessions with role, functions, epoch, state. */
+  /** `JournalSession[]` of ts/migration/journal.ts. */
   sessions(): string;
   fence(): NativeFence;
-  /** Settles a session in doubt. See `recover` in ts/migration/recover.ts for the shapes. */
-  recover(sessionId: string, link: NativeLink | null): Promise<string>;
-  declareDestinationDead(sessionId: string, reason: string): string;
-  /** Answers one peer's question over `link`. */
-  answerAsk(link: NativeLink): Promise<string>;
+  /** Settles one session; asks over `link`, once, where it is in doubt. JSON {verdict, answer}. */
+  recover(sessionId: string, role: string, link: NativeLink | null): Promise<string>;
+  declareDestinationDead(sessionId: string, reason: string): void;
   close(): void;
 }
 
@@ -315,8 +312,16 @@ export interface NativeBinding {
   /** Push decoder for migration streams: returns JSON events. */
   StreamInspector: new (limitsJson: string) => NativeStreamInspector;
   crc32c(seed: number, data: Uint8Array): number;
-  /** forecast inputs → forecast, JSON both (ts/migration/forecast.ts) */
-  forecast(inputJson: string): string;
+  /** `inputJson`: `ForecastInput` of ts/migration/forecast.ts */
+  Forecaster: new (inputJson: string) => NativeForecaster;
+}
+
+/** JSON of the shapes in ts/migration/forecast.ts. */
+export interface NativeForecaster {
+  observeRound(roundJson: string): void;
+  observeStateBytes(bytes: number): void;
+  forecast(): string;
+  downtimeNow(): string;
 }
 
 export interface NativeStreamInspector {

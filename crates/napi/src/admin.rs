@@ -6,8 +6,10 @@ use napi::Env;
 use napi::bindgen_prelude::Object;
 use napi_derive::napi;
 use serde_json::{Value, json};
+use towline_core::channel::{ChannelError, ChannelErrorKind, Pending, ReadOutcome, StateChannel};
+use towline_core::fsm::{DeviceState, MigrationFlags};
 use towline_nvme::admin::{AdminClient, AdminError, TransportError};
-use towline_nvme::hmlm::{FunctionReset, HmlmChannel, TrackReceiveSource};
+use towline_nvme::hmlm::{FunctionReset, HmlmChannel, HmlmConfig, TrackConfig, TrackReceiveSource};
 use towline_nvme::identify::{oacs, trattr};
 use towline_nvme::resources::{Resource, VirtualizationAction};
 use uuid::Uuid;
@@ -31,6 +33,49 @@ impl From<AdminError> for Fault {
 
 /// Makes the reset of a controlled function, which the transport can't give: FLR of the model, or of the OS.
 pub type Resets = Arc<dyn Fn(u16) -> Box<dyn FunctionReset> + Send + Sync>;
+
+/// Opening a channel asks the controlling function, which may take its time: not on the main thread, so at its first use.
+struct OnFirstUse {
+    client: AdminClient,
+    config: HmlmConfig,
+    reset: Option<Box<dyn FunctionReset>>,
+    opened: Option<HmlmChannel>,
+}
+
+impl OnFirstUse {
+    fn channel(&mut self) -> Result<&mut HmlmChannel, ChannelError> {
+        if let Some(reset) = self.reset.take() {
+            self.opened = Some(HmlmChannel::open(self.client.clone(), self.config.clone(), reset)?);
+        }
+        self.opened.as_mut().ok_or_else(|| {
+            ChannelError::new(ChannelErrorKind::Unsupported, "the channel could not be opened before; make a new one")
+        })
+    }
+}
+
+impl StateChannel for OnFirstUse {
+    fn flags(&self) -> MigrationFlags {
+        MigrationFlags(MigrationFlags::STOP_COPY)
+    }
+    fn state(&mut self) -> Result<DeviceState, ChannelError> {
+        self.channel()?.state()
+    }
+    fn set_state(&mut self, to: DeviceState) -> Result<(), ChannelError> {
+        self.channel()?.set_state(to)
+    }
+    fn read(&mut self, out: &mut [u8]) -> Result<ReadOutcome, ChannelError> {
+        self.channel()?.read(out)
+    }
+    fn write(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        self.channel()?.write(data)
+    }
+    fn pending(&mut self) -> Result<Pending, ChannelError> {
+        self.channel()?.pending()
+    }
+    fn reset(&mut self) -> Result<(), ChannelError> {
+        self.channel()?.reset()
+    }
+}
 
 /// See `NativeAdmin` in `ts/native/binding.ts`.
 #[napi]
@@ -187,7 +232,7 @@ impl NativeAdmin {
         let count = u16::try_from(count).map_err(|_| Fault::argument(format!("count is {count}; at most 65535")))?;
         let (client, _) = self.parts()?;
         run(env, "virtualization", move || {
-            Ok(u32::from(client.virtualization_manage(cntlid, action, resource, count)?))
+            Ok(u32::from(client.virtualization_manage(action, cntlid, resource, count)?))
         })
     }
 
@@ -209,13 +254,14 @@ impl NativeAdmin {
     pub fn state_channel(&self, cntlid: u32) -> napi::Result<NativeStateChannel> {
         let cntlid = cntlid_of(cntlid)?;
         let (client, resets) = self.parts()?;
-        Ok(NativeStateChannel::new(Box::new(HmlmChannel::new(client, cntlid, resets(cntlid)))))
+        let (opened, reset) = (None, Some(resets(cntlid)));
+        Ok(NativeStateChannel::new(Box::new(OnFirstUse { client, config: HmlmConfig::new(cntlid), reset, opened })))
     }
 
     #[napi]
     pub fn dirty_source(&self, cntlid: u32) -> napi::Result<NativeDirtySource> {
         let (client, _) = self.parts()?;
-        Ok(NativeDirtySource::new(Box::new(TrackReceiveSource::new(client, cntlid_of(cntlid)?))))
+        Ok(NativeDirtySource::new(Box::new(TrackReceiveSource::new(client, TrackConfig::new(cntlid_of(cntlid)?)))))
     }
 
     #[napi]

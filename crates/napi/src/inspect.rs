@@ -67,7 +67,7 @@ fn describe(event: &Event<'_>) -> Value {
         Event::StateChunk { channel, data } => json!({ "type": "state-chunk", "channel": channel, "bytes": data.len() }),
         Event::Pages { channel, pages } => {
             let (mut data, mut zero, mut first, mut last) = (0u64, 0u64, u64::MAX, 0u64);
-            for run in pages.runs() {
+            for run in pages.runs {
                 match run.kind {
                     RunKind::Zero => zero += u64::from(run.len),
                     RunKind::Data => data += u64::from(run.len),
@@ -76,14 +76,14 @@ fn describe(event: &Event<'_>) -> Value {
                 last = last.max(run.gpa.saturating_add(u64::from(run.len)));
             }
             json!({
-                "type": "pages", "channel": channel, "pageSizeBytes": pages.page_size(), "dataBytes": data, "zeroBytes": zero,
+                "type": "pages", "channel": channel, "pageSizeBytes": pages.summary.page_size_bytes, "dataBytes": data, "zeroBytes": zero,
                 "from": first.to_string(), "to": last.to_string(),
             })
         }
         Event::SectionData { channel, data } => json!({ "type": "section-data", "channel": channel, "bytes": data.len() }),
         Event::RoundEnd { channel, round } => json!({
             "type": "round-end", "channel": channel, "round": round.round, "pages": round.pages, "bytes": round.bytes,
-            "final": round.last,
+            "final": round.is_final,
         }),
         Event::Manifest { channel, digest } => json!({
             "type": "manifest", "channel": channel, "frames": digest.frames(), "bytes": digest.bytes(),

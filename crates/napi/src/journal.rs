@@ -2,15 +2,20 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use napi::Env;
+use napi::bindgen_prelude::Object;
 use napi_derive::napi;
 use serde_json::{Value, json};
 use towline_engine::error::FenceError;
-use towline_engine::fence::{Fence, Record, Role, check_append};
+use towline_engine::fence::{Fence, Record, Role, check_append, epoch_of};
 use towline_engine::journal::Journal;
+use towline_engine::recover::{Verdict, ask, decide, declare_destination_dead, settle};
 use uuid::Uuid;
 
 use crate::bridge::BridgeInner;
 use crate::fault::Fault;
+use crate::link::NativeLink;
+use crate::promise::run;
 
 /// See `NativeFence` in `ts/native/binding.ts`.
 #[napi]
@@ -50,6 +55,18 @@ pub struct NativeJournal {
     journal: Mutex<Option<Arc<Journal>>>,
 }
 
+fn session_of(text: &str) -> Result<Uuid, Fault> {
+    text.parse().map_err(|_| Fault::argument(format!("{text} is not the UUID of a session")))
+}
+
+fn role_of(text: &str) -> Result<Role, Fault> {
+    match text {
+        "source" => Ok(Role::Source),
+        "destination" => Ok(Role::Destination),
+        _ => Err(Fault::argument(format!("{text} is no role: source, destination"))),
+    }
+}
+
 /// Opens the journal in `directory`.
 #[napi]
 pub fn open_journal(directory: String) -> napi::Result<NativeJournal> {
@@ -59,6 +76,62 @@ pub fn open_journal(directory: String) -> napi::Result<NativeJournal> {
 
 #[napi]
 impl NativeJournal {
+    /// Every session on record: JSON list of {session, role, functions, epoch, state, verdict}.
+    #[napi]
+    pub fn sessions(&self) -> napi::Result<String> {
+        let journal = self.get()?;
+        let list = journal
+            .sessions()
+            .map_err(Fault::from)?
+            .into_iter()
+            .map(|(session, role)| {
+                let records = journal.records(session, role)?;
+                let functions = records.iter().find_map(|r| match r {
+                    Record::Opened { functions, .. } => Some(functions.clone()),
+                    _ => None,
+                });
+                let verdict = decide(role, &records, None);
+                Ok(json!({
+                    "session": session.to_string(), "role": role, "functions": functions.unwrap_or_default(),
+                    "epoch": epoch_of(&records).unwrap_or(0).to_string(),
+                    "state": records.last().map_or("unknown", Record::name), "verdict": verdict,
+                }))
+            })
+            .collect::<Result<Vec<Value>, FenceError>>()
+            .map_err(Fault::from)?;
+        Ok(Value::from(list).to_string())
+    }
+
+    /// Settles one session, asking over `link` where it is in doubt: JSON {verdict, answer}.
+    #[napi]
+    pub fn recover<'e>(&self, env: &'e Env, session_id: String, role: String, link: Option<&NativeLink>) -> napi::Result<Object<'e>> {
+        let journal = self.get()?;
+        let (session, role) = (session_of(&session_id)?, role_of(&role)?);
+        let mut link = link.map(NativeLink::take).transpose()?;
+        run(env, "recover", move || {
+            let records = journal.records(session, role)?;
+            let mut answer = None;
+            if decide(role, &records, None) == Verdict::InDoubt
+                && let Some(link) = &mut link
+            {
+                let epoch = epoch_of(&records).unwrap_or(0);
+                let functions = records.iter().find_map(|r| match r {
+                    Record::Opened { functions, .. } => Some(functions.clone()),
+                    _ => None,
+                });
+                answer = Some(ask(link.as_mut(), session, epoch, functions.unwrap_or_default())?);
+            }
+            let verdict = settle(journal.as_ref(), session, role, answer)?;
+            Ok(json!({ "verdict": verdict, "answer": answer }).to_string())
+        })
+    }
+
+    #[napi]
+    pub fn declare_destination_dead(&self, session_id: String, reason: String) -> napi::Result<()> {
+        let session = session_of(&session_id)?;
+        Ok(declare_destination_dead(self.get()?.as_ref(), session, &reason).map_err(Fault::from)?)
+    }
+
     #[napi]
     pub fn fence(&self) -> napi::Result<NativeFence> {
         Ok(NativeFence::new(self.get()?))

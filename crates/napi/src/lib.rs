@@ -1,12 +1,25 @@
 //! The Node.js binding: every class and function here only carries calls to the crates below. No logic lives in it.
 #![allow(missing_docs)] // The documentation of this surface is `ts/native/binding.ts`, where its only caller is.
 
+mod admin;
+mod bar;
 mod bridge;
 mod channel;
 mod engine_fault;
 mod fault;
+mod forecast;
+mod inspect;
 mod journal;
 mod link;
 mod memory;
 mod numbers;
 mod promise;
+mod session;
+mod subsystem;
+mod tenant;
+
+/// The version of this library.
+#[napi_derive::napi]
+pub fn version() -> String {
+    env!("CARGO_PKG_VERSION").to_owned()
+}

@@ -185,9 +185,13 @@ impl ByteSink for JsSink {
         self.bridge.call("send", &Value::Null, piece).map_err(js_error)?;
         Ok(piece.len())
     }
+}
 
-    fn finish(&mut self) {
-        // The stream may be gone already; finishing says only that nothing more comes.
-        let _ = self.bridge.call("close", &Value::Null, &[]);
+impl Drop for JsSink {
+    fn drop(&mut self) {
+        // The stream's end. Not on this thread: it may be the one that JavaScript runs on.
+        let bridge = self.bridge.clone();
+        let end = move || drop(bridge.call("close", &Value::Null, &[]));
+        let _ = std::thread::Builder::new().name("towline-js-close".into()).spawn(end);
     }
 }

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use napi::bindgen_prelude::{ClassInstance, FromNapiValue, Function, Object, Uint8Array};
+use napi::bindgen_prelude::{ClassInstance, FromNapiValue, Function, JsObjectValue as _, Object, Uint8Array, ValidateNapiValue};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
-use napi::{Env, JsValue as _};
+use napi::Env;
 use napi_derive::napi;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -129,35 +129,18 @@ impl DirtySource for Deaf {
     }
 }
 
-fn class<'e, T: 'static>(object: &Object<'e>, name: &str) -> Result<ClassInstance<'e, T>, Fault>
-where
-    ClassInstance<'e, T>: FromNapiValue,
-{
-    object.get_named_property::<ClassInstance<'e, T>>(name).map_err(|e| Fault::argument(format!("{name}: {}", e.reason)))
-}
-
-/// A property that is an object of its class, or null.
-fn optional<'e, T: 'static>(object: &Object<'e>, name: &str) -> Result<Option<ClassInstance<'e, T>>, Fault>
-where
-    ClassInstance<'e, T>: FromNapiValue,
-{
-    object.get_named_property::<Option<ClassInstance<'e, T>>>(name).map_err(|e| Fault::argument(format!("{name}: {}", e.reason)))
-}
-
-fn list<'e>(object: &Object<'e>, name: &str) -> Result<Vec<Object<'e>>, Fault> {
-    object.get_named_property::<Vec<Object<'e>>>(name).map_err(|e| Fault::argument(format!("{name}: {}", e.reason)))
+/// A property of `object`, whatever its type is.
+fn property<T: FromNapiValue + ValidateNapiValue>(object: &Object<'_>, name: &str) -> Result<T, Fault> {
+    object.get_named_property::<T>(name).map_err(|e| Fault::argument(format!("{name}: {}", e.reason)))
 }
 
 fn parts(object: &Object<'_>, deaf: Option<MemoryRange>) -> Result<Parts, Fault> {
     let mut functions = Vec::new();
     let mut dirty = Vec::new();
-    for function in list(object, "functions")? {
-        let id: String =
-            function.get_named_property("uuid").map_err(|e| Fault::argument(format!("uuid: {}", e.reason)))?;
-        let channel = class::<NativeStateChannel>(&function, "channel")?.lend();
-        let sources = function
-            .get_named_property::<Vec<ClassInstance<'_, NativeDirtySource>>>("dirty")
-            .map_err(|e| Fault::argument(format!("dirty: {}", e.reason)))?;
+    for function in property::<Vec<Object<'_>>>(object, "functions")? {
+        let id: String = property(&function, "uuid")?;
+        let channel = property::<ClassInstance<'_, NativeStateChannel>>(&function, "channel")?.lend();
+        let sources: Vec<ClassInstance<'_, NativeDirtySource>> = property(&function, "dirty")?;
         for (i, source) in sources.iter().enumerate() {
             let inner = source.lend();
             let source = match deaf {
@@ -168,30 +151,25 @@ fn parts(object: &Object<'_>, deaf: Option<MemoryRange>) -> Result<Parts, Fault>
         }
         functions.push(SessionFunction { id, channel });
     }
-    let extra = object
-        .get_named_property::<Vec<ClassInstance<'_, NativeDirtySource>>>("extraDirty")
-        .map_err(|e| Fault::argument(format!("extraDirty: {}", e.reason)))?;
+    let extra: Vec<ClassInstance<'_, NativeDirtySource>> = property(object, "extraDirty")?;
     dirty.extend(extra.iter().enumerate().map(|(i, s)| NamedSource { name: format!("extra#{i}"), source: s.lend() }));
-    let memory = match optional::<GuestMemory>(object, "memory")? {
+    let memory = match property::<Option<ClassInstance<'_, GuestMemory>>>(object, "memory")? {
         Some(memory) => memory.parts()?.memory,
         None => Arc::new(MappedMemory::new()),
     };
-    let progress = object
-        .get_named_property::<Option<Function<'_, String, ()>>>("progress")
-        .and_then(|f| {
-            f.map(|f| {
-                f.build_threadsafe_function::<String>()
-                    .callee_handled::<false>()
-                    .weak::<true>()
-                    .max_queue_size::<PROGRESS_QUEUE>()
-                    .build()
-            })
-            .transpose()
+    let progress = property::<Option<Function<'_, String, ()>>>(object, "progress")?
+        .map(|f| {
+            f.build_threadsafe_function::<String>()
+                .callee_handled::<false>()
+                .weak::<true>()
+                .max_queue_size::<PROGRESS_QUEUE>()
+                .build()
         })
+        .transpose()
         .map_err(|e| Fault::argument(format!("progress: {}", e.reason)))?;
     // The link last: it is taken, and a failure before must leave it usable.
-    let fence = class::<NativeFence>(object, "fence")?.get()?;
-    let link = class::<NativeLink>(object, "link")?.take()?;
+    let fence = property::<ClassInstance<'_, NativeFence>>(object, "fence")?.get()?;
+    let link = property::<ClassInstance<'_, NativeLink>>(object, "link")?.take()?;
     Ok(Parts { link, fence, memory, functions, dirty, progress })
 }
 
@@ -255,7 +233,10 @@ impl<T> Shared<T> {
     }
 
     /// Drops the session on a thread of its own: dropping one that is not over rolls back, which waits for devices.
-    fn close(self: &Arc<Self>) {
+    fn close(self: &Arc<Self>)
+    where
+        T: Send + 'static,
+    {
         let this = self.clone();
         let dropped = move || drop(this.session.lock().unwrap_or_else(PoisonError::into_inner).take());
         // Where no thread can be had, the last reference drops it.
@@ -330,8 +311,7 @@ impl NativeSourceSession {
             let m = s.measure(Duration::from_millis(u64::from(sample_ms)))?;
             Ok(json!({
                 "memoryBytes": m.memory_bytes, "dirtyBytesPerSecond": m.dirty_bytes_per_s,
-                "workingSetBytes": m.memory_bytes, "bandwidthBytesPerSecond": m.bandwidth_bytes_per_s,
-                "stateBytes": m.state_bytes, "saveMs": 0, "loadMs": 0, "rttMs": m.rtt_ms,
+                "bandwidthBytesPerSecond": m.bandwidth_bytes_per_s, "stateBytes": m.state_bytes, "rttMs": m.rtt_ms,
                 "journalSyncMs": m.journal_sync_ms,
             })
             .to_string())

@@ -12,7 +12,7 @@ use towline_core::channel::{ChannelError, ChannelErrorKind};
 use towline_nvme::admin::AdminClient;
 use towline_nvme::hmlm::FunctionReset;
 use towline_nvme::model::{
-    CommandSet, Controller, ControllerKind, EmbeddedAdmin, FaultAction, FaultRule, InterruptSink, ModelError, NamespaceConfig,
+    CONTROLLING_CNTLID, CommandSet, Controller, ControllerKind, EmbeddedAdmin, FaultAction, FaultRule, InterruptSink, ModelError, NamespaceConfig,
     Rates, Subsystem, SubsystemConfig,
 };
 use towline_nvme::status::Status;
@@ -139,6 +139,12 @@ fn cntlid_of(number: u32) -> Result<u16, Fault> {
     u16::try_from(number).map_err(|_| Fault::argument(format!("{number} is not a controller identifier (0 to 65535)")))
 }
 
+fn register(controller: &Arc<Controller>, offset: u64) -> u32 {
+    let mut value = [0; 4];
+    controller.synthesised_registers().read(offset, &mut value);
+    u32::from_le_bytes(value)
+}
+
 const WHAT: &str = "the subsystem";
 
 impl NativeSubsystem {
@@ -176,14 +182,16 @@ impl NativeSubsystem {
             .controllers()
             .iter()
             .map(|c| {
-                let kind = match c.kind {
+                let kind = match c.kind() {
                     ControllerKind::Vf => "vf",
                     ControllerKind::Siov => "siov",
                     _ => "pf",
                 };
+                // CC.EN and CSTS.CFS, as any host reads them.
+                let (cc, csts) = (register(c, 0x14), register(c, 0x1c));
                 json!({
-                    "cntlid": c.cntlid, "kind": kind, "controlling": c.controlling, "vfNumber": c.vf_number,
-                    "online": c.online, "enabled": c.enabled, "suspended": c.suspended, "fatal": c.fatal,
+                    "cntlid": c.cntlid(), "kind": kind, "controlling": c.cntlid() == CONTROLLING_CNTLID,
+                    "vfNumber": c.virtual_function(), "online": c.online(), "enabled": cc & 1 != 0, "fatal": csts & 2 != 0,
                 })
             })
             .collect();
@@ -209,7 +217,8 @@ impl NativeSubsystem {
     #[napi]
     pub fn admin(&self) -> napi::Result<NativeAdmin> {
         let subsystem = self.subsystem()?;
-        let transport = EmbeddedAdmin::new(&subsystem).map_err(Fault::from)?;
+        let transport = EmbeddedAdmin::new(&subsystem)
+            .map_err(|e| Fault::new("ERR_TOWLINE_DEVICE", format!("the controlling function: {e}")))?;
         let resets = Arc::new(move |cntlid| -> Box<dyn FunctionReset> {
             Box::new(ModelReset { subsystem: subsystem.clone(), cntlid })
         });

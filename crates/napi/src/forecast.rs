@@ -1,0 +1,150 @@
+//! Forecasts as an object of JavaScript.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use napi_derive::napi;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use towline_core::forecast::{
+    Convergence, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Forecaster as Core, Limits, Obstacle, RoundObserved,
+};
+
+use crate::fault::Fault;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct InputJson {
+    memory_bytes: f64,
+    working_set_bytes: Option<f64>,
+    dirty_bytes_per_second: Vec<f64>,
+    bandwidth_bytes_per_second: Vec<f64>,
+    state_bytes: f64,
+    save_ms: f64,
+    load_ms: f64,
+    stop_ms: f64,
+    rtt_ms: f64,
+    round_trips: u32,
+    journal_sync_ms: f64,
+    journal_syncs: u32,
+    round_overhead_ms: f64,
+    max_downtime_ms: f64,
+    max_rounds: u32,
+    max_total_ms: f64,
+}
+
+impl InputJson {
+    fn input(&self) -> ForecastInput {
+        let device = |fixed_ms| DeviceCost { fixed_ms, bytes_per_s: None };
+        ForecastInput {
+            memory_bytes: self.memory_bytes as u64,
+            working_set_bytes: self.working_set_bytes.map(|b| b as u64),
+            dirty_bytes_per_s: Estimate::of_samples(&self.dirty_bytes_per_second),
+            bandwidth_bytes_per_s: Estimate::of_samples(&self.bandwidth_bytes_per_second),
+            state_bytes: Estimate::exact(self.state_bytes),
+            save: device(self.save_ms),
+            load: device(self.load_ms),
+            stop_ms: self.stop_ms,
+            rtt_ms: self.rtt_ms,
+            round_trips: self.round_trips,
+            journal_sync_ms: self.journal_sync_ms,
+            journal_syncs: self.journal_syncs,
+            round_overhead_ms: self.round_overhead_ms,
+            limits: Limits {
+                max_downtime_ms: self.max_downtime_ms,
+                max_rounds: self.max_rounds,
+                max_total_ms: Some(self.max_total_ms),
+            },
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RoundJson {
+    bytes: f64,
+    ms: f64,
+    dirtied_bytes: f64,
+    interval_ms: f64,
+}
+
+fn downtime(d: Downtime) -> Value {
+    json!({ "p50": d.p50, "p95": d.p95 })
+}
+
+fn obstacle(o: Obstacle) -> &'static str {
+    match o {
+        Obstacle::NoBandwidth => "no-bandwidth",
+        Obstacle::StopCost => "stop-cost",
+        Obstacle::RoundLimit => "round-limit",
+        Obstacle::TimeLimit => "time-limit",
+        _ => "dirty-rate",
+    }
+}
+
+fn forecast_json(f: &Forecast) -> String {
+    let (obstacle, needs) = match &f.convergence {
+        Convergence::Converges => (Value::Null, Value::Null),
+        Convergence::Fails { obstacle: o, needs } => (
+            json!(obstacle(*o)),
+            json!({
+                "bandwidthBytesPerSecond": needs.bandwidth_bytes_per_s, "dirtyBytesPerSecond": needs.dirty_bytes_per_s,
+                "maxDowntimeMs": needs.max_downtime_ms,
+            }),
+        ),
+    };
+    json!({
+        "totalMs": f.total_ms, "downtimeMs": downtime(f.downtime_ms), "rounds": f.rounds, "memoryBytes": f.memory_bytes,
+        "converges": f.convergence.converges(), "obstacle": obstacle, "needs": needs,
+    })
+    .to_string()
+}
+
+/// See `NativeForecaster` in `ts/native/binding.ts`.
+#[napi]
+pub struct Forecaster {
+    core: Mutex<Core>,
+}
+
+impl Forecaster {
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[napi]
+impl Forecaster {
+    #[napi(constructor)]
+    pub fn new(input_json: String) -> napi::Result<Self> {
+        let json: InputJson = serde_json::from_str(&input_json)
+            .map_err(|e| Fault::argument(format!("the forecast's input has not its documented shape: {e}")))?;
+        Ok(Self { core: Mutex::new(Core::new(json.input())) })
+    }
+
+    #[napi]
+    pub fn observe_round(&self, round_json: String) -> napi::Result<()> {
+        let r: RoundJson = serde_json::from_str(&round_json)
+            .map_err(|e| Fault::argument(format!("the round has not its documented shape: {e}")))?;
+        self.lock().observe_round(RoundObserved {
+            bytes: r.bytes as u64,
+            ms: r.ms,
+            dirtied_bytes: r.dirtied_bytes as u64,
+            interval_ms: r.interval_ms,
+        });
+        Ok(())
+    }
+
+    #[napi]
+    pub fn observe_state_bytes(&self, bytes: f64) {
+        self.lock().observe_state_size(bytes as u64);
+    }
+
+    #[napi]
+    pub fn forecast(&self) -> String {
+        forecast_json(&self.lock().forecast())
+    }
+
+    #[napi]
+    pub fn downtime_now(&self) -> String {
+        downtime(self.lock().downtime_now()).to_string()
+    }
+}

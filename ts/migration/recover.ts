@@ -1,0 +1,89 @@
+import { withSignal, type WaitOptions } from '../abort.js';
+import { native, TowlineError } from '../errors.js';
+import { openLink } from './link.js';
+import type { Link } from './link.js';
+import type { Journal, JournalSession, Verdict } from './journal.js';
+import type { NativeLink } from '../native/binding.js';
+
+/** How to recover. */
+export interface RecoverOptions extends WaitOptions {
+  /** The journal of this side. */
+  journal: Journal;
+  /** Only this session; every one that has something to settle by default. */
+  session?: string;
+  /** Where the destination answers; needed for sessions in doubt. */
+  peer?: string | Link;
+  /** How long to try to reach the peer, in milliseconds. Default 10000. */
+  timeoutMs?: number;
+}
+
+/** One session after recovery. */
+export interface Recovered {
+  session: string;
+  role: JournalSession['role'];
+  functions: string[];
+  verdict: Verdict;
+  /** What the destination said, where it was asked. */
+  answer: 'committed' | 'refused' | 'unknown' | null;
+  /** What to do now, in a sentence. */
+  advice: string;
+}
+
+const ADVICE: Readonly<Record<Verdict, string>> = {
+  'resume-source': 'the functions belong here: run them',
+  'in-doubt': 'keep the functions stopped: the destination has to be asked, or declared dead',
+  released: 'the functions belong to the destination: release what is left of them here',
+  'run-destination': 'the functions belong here: run them',
+  refuse: 'the functions do not belong here: reset or release them',
+};
+
+/** Sessions that are over: nothing more can become of them. */
+const SETTLED: ReadonlySet<string> = new Set(['released', 'aborted', 'refused', 'declared-dead']);
+
+/**
+ * Settles what a crash or a broken link left open: reads the journal, asks the destination where a session is in doubt, and makes
+ * the outcome durable. Runs nothing and stops nothing itself.
+ *
+ * @throws TowlineError `ERR_TOWLINE_NOT_FOUND` for a session that is not on record. A peer that can't be reached is no error: the
+ * session stays in doubt and says so.
+ */
+export async function recover(options: RecoverOptions): Promise<Recovered[]> {
+  const { journal, session, peer, signal } = options;
+  const sessions = journal.sessions().filter((s) => (session === undefined ? !SETTLED.has(s.state) : s.session === session));
+  if (session !== undefined && sessions.length === 0) {
+    throw new TowlineError('ERR_TOWLINE_NOT_FOUND', `there is no session ${session} in ${journal.directory}`);
+  }
+  const recovered: Recovered[] = [];
+  for (const s of sessions) {
+    const link = s.verdict === 'in-doubt' && peer !== undefined ? await reach(peer, options.timeoutMs ?? 10_000) : null;
+    const settled = native(() => journal.native().recover(s.session, s.role, link));
+    const result = JSON.parse(await withSignal(settled, signal)) as Pick<Recovered, 'verdict' | 'answer'>;
+    recovered.push({
+      session: s.session,
+      role: s.role,
+      functions: s.functions,
+      verdict: result.verdict,
+      answer: result.answer,
+      advice: ADVICE[result.verdict],
+    });
+  }
+  return recovered;
+}
+
+/** A link to the peer, or nothing where it can't be reached now. */
+async function reach(peer: string | Link, timeoutMs: number): Promise<NativeLink | null> {
+  const deadline = performance.now() + timeoutMs;
+  for (;;) {
+    try {
+      return await openLink(peer, timeoutMs);
+    } catch (error) {
+      const code = error instanceof TowlineError ? error.code : undefined;
+      // A wrong address is the caller's mistake; a peer that is not there yet may come.
+      if (code === 'ERR_TOWLINE_ADDRESS' || code === 'ERR_TOWLINE_INVALID_ARGUMENT') throw error;
+      if (performance.now() > deadline) return null;
+      await new Promise((resolve) => {
+        setTimeout(resolve, 100);
+      });
+    }
+  }
+}
