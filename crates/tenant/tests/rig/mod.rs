@@ -41,6 +41,8 @@ pub struct Rig {
     pub interrupts: Arc<TenantInterrupts>,
     pub view: DeviceView,
     path: PathBuf,
+    /// Removes the disk in the end.
+    owns_disk: bool,
 }
 
 impl Rig {
@@ -49,6 +51,17 @@ impl Rig {
         let name = format!("towline-tenant-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         std::fs::File::create(&path).unwrap().set_len(UNITS * 4096).unwrap();
+        let mut rig = Self::on(path, function, lba_size_bytes);
+        rig.owns_disk = true;
+        rig
+    }
+
+    /// Another host with the same disk.
+    pub fn beside(&self, function: Function, lba_size_bytes: u32) -> Self {
+        Self::on(self.path.clone(), function, lba_size_bytes)
+    }
+
+    fn on(path: PathBuf, function: Function, lba_size_bytes: u32) -> Self {
         let namespace = NamespaceConfig {
             path: path.clone(),
             size_bytes: UNITS * 4096,
@@ -65,7 +78,17 @@ impl Rig {
         memory.add_region(0, memfd("tenant", MEMORY).unwrap().as_fd(), 0, MEMORY).unwrap();
         let interrupts = Arc::new(TenantInterrupts::new());
         let view = DeviceView::of_embedded(&subsystem, &controller).unwrap();
-        let rig = Self { subsystem, controller, admin, memory, marks: Arc::default(), interrupts, view, path };
+        let rig = Self {
+            subsystem,
+            controller,
+            admin,
+            memory,
+            marks: Arc::default(),
+            interrupts,
+            view,
+            path,
+            owns_disk: false,
+        };
         rig.plug(rig.interrupts.clone());
         rig
     }
@@ -131,7 +154,9 @@ impl Rig {
 impl Drop for Rig {
     fn drop(&mut self) {
         self.subsystem.close();
-        let _ = std::fs::remove_file(&self.path);
+        if self.owns_disk {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
