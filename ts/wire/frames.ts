@@ -16,7 +16,6 @@ export type StreamFrame =
       readonly function: string;
       /** Declared format: 32 hexadecimal digits, zeros where none is declared. */
       readonly format: string;
-      readonly formatVersion: number;
       readonly name: string;
     }
   | { readonly type: 'state-chunk'; readonly channel: number; readonly bytes: number }
@@ -24,13 +23,14 @@ export type StreamFrame =
       readonly type: 'pages';
       readonly channel: number;
       readonly pageSizeBytes: number;
-      /** Pages, zero pages included. */
-      readonly pages: number;
-      /** Bytes of the pages that are not zero. */
+      /** Bytes of the pages that are not zero; they follow in the frame. */
       readonly dataBytes: number;
-      readonly runs: number;
+      /** Bytes of the pages that are zero; they do not follow. */
+      readonly zeroBytes: number;
       /** First guest-physical address, decimal. */
-      readonly firstGpa: string;
+      readonly from: string;
+      /** One past the last one, decimal. */
+      readonly to: string;
     }
   | { readonly type: 'section-data'; readonly channel: number; readonly bytes: number }
   | {
@@ -44,9 +44,9 @@ export type StreamFrame =
       readonly bytes: number;
     }
   | { readonly type: 'manifest'; readonly channel: number; readonly frames: number; readonly bytes: number }
-  | { readonly type: 'dialogue'; readonly bytes: number }
+  | { readonly type: 'dialogue'; readonly bytes: number; /** Its type, where it has one. */ readonly message: string | null }
   | { readonly type: 'skipped'; readonly channel: number; readonly frameType: number; readonly bytes: number }
-  | { readonly type: 'stream-end'; readonly frames: number; readonly bytes: number };
+  | { readonly type: 'stream-end' };
 
 /** Where and why a stream is not whole. Nothing after it is read. */
 export interface StreamDamage {
@@ -69,10 +69,4 @@ export interface StreamLimits {
   maxSections?: number | undefined;
   /** Runs in one frame of pages. Default: 65536. */
   maxRuns?: number | undefined;
-}
-
-/** What `push` of the native inspector returns as JSON; `finish` returns the same with no frames. */
-export interface InspectorAnswer {
-  readonly frames: readonly StreamFrame[];
-  readonly damage: Omit<StreamDamage, 'type'> | null;
 }

@@ -5,7 +5,8 @@
 import { throwIfAborted, type WaitOptions } from '../abort.js';
 import { nativeSync, TowlineError } from '../errors.js';
 import { binding } from '../native/api.js';
-import type { InspectorAnswer, StreamItem, StreamLimits } from './frames.js';
+import type { StreamItem, StreamLimits } from './frames.js';
+import { readAnswer } from './native.js';
 
 /** Bytes that are looked at in one go: between two of them the signal is heard. */
 const PIECE_BYTES = 1 << 20;
@@ -34,20 +35,16 @@ export async function* inspect(
   const limits = options.limits ?? {};
   checkLimits(limits);
   // In a recording the dialogue goes on after the state has ended, as it did on the link.
-  const inspector = nativeSync(() => new (binding().StreamInspector)(JSON.stringify({ ...limits, dialogueAfterEnd: true })));
+  const inspector = nativeSync(() => new (binding().StreamInspector)(JSON.stringify({ ...limits, connection: true })));
   for await (const bytes of stream) {
     for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
       throwIfAborted(options.signal);
-      const answer = JSON.parse(nativeSync(() => inspector.push(bytes.subarray(at, at + PIECE_BYTES)))) as InspectorAnswer;
-      yield* answer.frames;
-      if (answer.damage !== null) {
-        yield { type: 'damage', ...answer.damage };
-        return;
-      }
+      const items = readAnswer(nativeSync(() => inspector.push(bytes.subarray(at, at + PIECE_BYTES))));
+      yield* items;
+      if (items.at(-1)?.type === 'damage') return;
     }
   }
-  const { damage } = JSON.parse(nativeSync(() => inspector.finish())) as InspectorAnswer;
-  if (damage !== null) yield { type: 'damage', ...damage };
+  yield* readAnswer(nativeSync(() => inspector.finish()));
 }
 
 /** What a whole stream holds. */
@@ -77,7 +74,7 @@ export async function summarise(items: AsyncIterable<StreamItem>): Promise<Strea
   };
   for await (const item of items) {
     if (item.type === 'damage') {
-      sum.damage = `at byte ${item.offset}: ${item.message}`;
+      sum.damage = item.message;
       continue;
     }
     sum.frames += 1;
@@ -86,7 +83,7 @@ export async function summarise(items: AsyncIterable<StreamItem>): Promise<Strea
     else if (item.type === 'round-end') sum.rounds += 1;
     else if (item.type === 'state-chunk') sum.stateBytes += item.bytes;
     else if (item.type === 'pages') {
-      sum.pages += item.pages;
+      sum.pages += (item.dataBytes + item.zeroBytes) / item.pageSizeBytes;
       sum.memoryBytes += item.dataBytes;
     }
   }
@@ -99,11 +96,11 @@ export function describe(item: StreamItem): string {
     case 'header':
       return `stream of session ${item.session}, version ${item.major}.${item.minor}`;
     case 'section-begin':
-      return `channel ${item.channel}: ${item.kind} "${printable(item.name)}"${item.kind === 'device-state' ? ` of ${item.function}` : ''}, format ${item.format} version ${item.formatVersion}`;
+      return `channel ${item.channel}: ${item.kind} "${printable(item.name)}"${item.kind === 'device-state' ? ` of ${item.function}` : ''}`;
     case 'state-chunk':
       return `channel ${item.channel}: ${item.bytes} bytes of device state`;
     case 'pages':
-      return `channel ${item.channel}: ${item.pages} pages of ${item.pageSizeBytes} bytes in ${item.runs} runs from 0x${BigInt(item.firstGpa).toString(16)}, ${item.dataBytes} bytes`;
+      return `channel ${item.channel}: pages of ${item.pageSizeBytes} bytes from 0x${BigInt(item.from).toString(16)} to 0x${BigInt(item.to).toString(16)}: ${item.dataBytes} bytes, ${item.zeroBytes} zero`;
     case 'section-data':
       return `channel ${item.channel}: ${item.bytes} bytes`;
     case 'round-end':
@@ -111,13 +108,13 @@ export function describe(item: StreamItem): string {
     case 'manifest':
       return `channel ${item.channel}: manifest of ${item.frames} frames, ${item.bytes} bytes`;
     case 'dialogue':
-      return `dialogue: ${item.bytes} bytes`;
+      return `dialogue: ${item.bytes} bytes${item.message === null ? '' : `, ${printable(item.message)}`}`;
     case 'skipped':
       return `channel ${item.channel}: optional frame of unknown type ${item.frameType}, ${item.bytes} bytes`;
     case 'stream-end':
-      return `end: ${item.frames} frames, ${item.bytes} bytes`;
+      return 'end of the state';
     case 'damage':
-      return `DAMAGED at byte ${item.offset}${item.sequence === null ? '' : ` (frame ${item.sequence})`}: ${item.message}`;
+      return `DAMAGED: ${item.message}`;
   }
 }
 
