@@ -44,6 +44,7 @@ fn owns(host: &Host, registers: &[Vec<u8>]) -> bool {
 
 /// Runs a migration over `links`, settles whatever doubt there is, and checks the rules.
 fn run(here: &Host, there: &Host, links: (Box<dyn Link>, Box<dyn Link>)) -> Outcome {
+    let began = std::time::Instant::now();
     let session = Uuid::new_v4();
     let log = Arc::new(MarkLog::new());
     let registers: Vec<Vec<u8>> = here.devices.iter().map(|d| d.1.lock().unwrap().registers.clone()).collect();
@@ -78,6 +79,8 @@ fn run(here: &Host, there: &Host, links: (Box<dyn Link>, Box<dyn Link>)) -> Outc
     } else if error.is_some() && !intent {
         assert!(end.outcomes.iter().all(|o| o.state == Some(DeviceState::Running) && !o.was_reset));
     }
+    // A broken link is noticed at once, not by a timeout.
+    assert!(began.elapsed() < TEST_LIMIT / 2, "{error:?} took {:?}", began.elapsed());
     // A destination that had crashed starts what it owns.
     let records = there.fence().records(session, Role::Destination).unwrap();
     let destination_owns = recover::decide(Role::Destination, &records, None) == Verdict::RunDestination;

@@ -152,7 +152,9 @@ impl SourceSession {
         }
     }
 
-    fn in_doubt(&self, cause: EngineError) -> EngineError {
+    /// Lets go of the link: the destination then stops waiting, and the answer is asked for over another one.
+    fn in_doubt(&mut self, cause: EngineError) -> EngineError {
+        close(&mut self.link);
         EngineError::InDoubt { session: self.config.session, epoch: self.epoch, cause: Box::new(cause) }
     }
 
