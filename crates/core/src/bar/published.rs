@@ -12,22 +12,13 @@ use core::marker::PhantomData;
 
 use super::sync::{AtomicPtr, AtomicUsize, Ordering, STRIPES, pause, stripe};
 
-/// The protocol as it is. Other values leave a step out, to show that the model checker notices.
-pub(super) const CORRECT: u8 = 0;
-/// Does not wait for readers. Only `tests/loom_published.rs` uses this and the next.
-#[allow(dead_code)]
-pub(super) const NO_WAIT: u8 = 1;
-/// Looks at the counters by a load, which may miss a reader that has just counted.
-#[allow(dead_code)]
-pub(super) const LOAD_ONLY: u8 = 2;
-
 /// One counter a cache line pair: adjacent-line prefetch couples two lines on x86-64.
 #[repr(align(128))]
 #[derive(Debug, Default)]
 struct Counter(AtomicUsize);
 
 #[derive(Debug)]
-pub(super) struct Published<T, const FAULT: u8 = CORRECT> {
+pub(super) struct Published<T> {
     current: AtomicPtr<T>,
     readers: [Counter; STRIPES],
     owns: PhantomData<Arc<T>>,
@@ -41,7 +32,7 @@ impl Drop for Reading<'_> {
     }
 }
 
-impl<T, const FAULT: u8> Published<T, FAULT> {
+impl<T> Published<T> {
     pub fn new(value: Arc<T>) -> Self {
         Self {
             current: AtomicPtr::new(Arc::into_raw(value).cast_mut()),
@@ -88,11 +79,6 @@ impl<T, const FAULT: u8> Published<T, FAULT> {
     /// Whether nobody is counted. The load keeps the wait from fighting the readers for the cache line; what decides is the
     /// read-modify-write, which is in one order with the readers' own.
     fn quiet(counter: &AtomicUsize) -> bool {
-        match FAULT {
-            NO_WAIT => return true,
-            LOAD_ONLY => return counter.load(Ordering::Acquire) == 0,
-            _ => {}
-        }
         counter.load(Ordering::Relaxed) == 0 && counter.fetch_add(0, Ordering::AcqRel) == 0
     }
 
@@ -105,7 +91,7 @@ impl<T, const FAULT: u8> Published<T, FAULT> {
     }
 }
 
-impl<T, const FAULT: u8> Drop for Published<T, FAULT> {
+impl<T> Drop for Published<T> {
     fn drop(&mut self) {
         // SAFETY: `&mut self` excludes readers and writers; the pointer came from `Arc::into_raw` and its reference is ours.
         drop(unsafe { Arc::from_raw(self.current.load(Ordering::Acquire)) });

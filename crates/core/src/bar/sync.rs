@@ -1,4 +1,4 @@
-//! The atomics of `published.rs`. `tests/loom_published.rs` puts loom's in their place and compiles the same file.
+//! The atomics of `published.rs`, apart from it so that a model checker's can take their place.
 
 pub(super) use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
