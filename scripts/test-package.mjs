@@ -73,7 +73,8 @@ try {
     }
     await checks.check("the README's example runs", async () => {
       writeFileSync(join(user, 'example.mjs'), exampleOf(readFileSync(join(root, 'README.md'), 'utf8')));
-      await succeeds('node', ['example.mjs'], options);
+      const { stdout } = await succeeds('node', ['example.mjs'], options);
+      must(stdout.startsWith('committed '), `it says ${stdout}`);
     });
     await checks.check('towline --version', async () => {
       const { stdout } = await succeeds(join(user, 'node_modules', '.bin', 'towline'), ['--version'], options);
