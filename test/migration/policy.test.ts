@@ -2,7 +2,7 @@ import test from 'ava';
 import type { Forecast } from '#towline/migration/forecast.js';
 import { completePolicy, decide } from '#towline/migration/policy.js';
 
-const forecast: Forecast = { totalMs: 0, downtimeMs: { p50: 0, p95: 0 }, rounds: 1, converges: false, why: 'the guest writes too fast' };
+const forecast: Forecast = { totalMs: 0, downtimeMs: { p50: 0, p95: 0 }, rounds: 1, memoryBytes: 0, converges: false, obstacle: 'dirty-rate', needs: null, why: 'the guest writes too fast' };
 const now = { rounds: 1, elapsedMs: 100, downtimeMs: 50, residualBytes: 1 << 20, previousResidualBytes: undefined };
 
 test('stops as soon as a stop fits the limit and another pass saves little', (t) => {
