@@ -3,7 +3,8 @@ import { fstatSync, readSync } from 'node:fs';
 
 /** Bytes of a page. */
 export const PAGE_BYTES = 4096;
-const BLOCK_BYTES = 4 << 20;
+/** Small enough that both copies stay in the cache: half the time of blocks of 4 MiB. */
+const BLOCK_BYTES = 256 << 10;
 const MAX_LISTED = 16;
 
 /** What {@link compareMemories} found. */

@@ -99,7 +99,7 @@ test.serial('every page is compared, and each that differs is counted', async (t
   const s = stage();
   const same = await s.ask('compare');
   t.like(same.result, { comparedPages: PAGES, stalePages: 0, firstStale: [] });
-  // The last byte of the first page, and one beyond the first block of 4 MiB.
+  // The last byte of the first page, and one far behind it.
   writeSync(s.memories[0], Buffer.of(1), 0, 1, 4095);
   writeSync(s.memories[1], Buffer.of(1), 0, 1, 1400 * 4096 + 7);
   const differs = await s.ask('compare');
