@@ -5,7 +5,7 @@ use crate::counts::{
     CountError, bytes_of_numd_ones_based, bytes_of_numd_zeroes_based, numd_ones_based, numd_zeroes_based,
 };
 use crate::identify::IDENTIFY_BYTES;
-use crate::state::STATE_VERSION;
+use crate::state::KNOWN_STATE_VERSIONS;
 use crate::status::StatusCode;
 use crate::wire::{DecodeError, records};
 
@@ -238,7 +238,7 @@ impl StateFormats {
     /// lacks the admin queue, CC and the features.
     #[must_use]
     pub fn common(&self, there: &Self) -> Option<(u16, Option<[u8; 16]>)> {
-        let known = |version: &&u16| **version <= STATE_VERSION && there.versions.contains(version);
+        let known = |version: &&u16| KNOWN_STATE_VERSIONS.contains(version) && there.versions.contains(version);
         let version = self.versions.iter().filter(known).max()?;
         Some((*version, self.uuids.iter().find(|uuid| there.uuids.contains(uuid)).copied()))
     }

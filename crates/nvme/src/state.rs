@@ -7,6 +7,9 @@ use crate::wire_struct;
 /// The version of the structures here.
 pub const STATE_VERSION: u16 = 0;
 
+/// The versions that this crate reads.
+pub const KNOWN_STATE_VERSIONS: [u16; 1] = [STATE_VERSION];
+
 /// The largest controller state that is accepted, in bytes: 65535 queue pairs take 3 MiB.
 pub const MAX_STATE_BYTES: u64 = 64 << 20;
 
