@@ -207,6 +207,7 @@ impl Engine {
     /// Everything that any reset does.
     fn clear(&mut self) {
         self.parked.clear();
+        drop(self.mailbox.take());
         self.sqs.clear();
         self.cqs.clear();
         self.aers.clear();
@@ -238,12 +239,11 @@ impl Engine {
 
     /// A reset of the controlling function takes its secondary controllers offline and ends all tracking.
     fn cascade(&mut self, function_reset: bool) {
-        if let Some(inner) = self.subsystem.as_ref().and_then(Weak::upgrade) {
-            if let Some((queues, vectors)) = inner.primary_reset(function_reset) {
-                self.queues = queues;
-                self.vectors_max = vectors;
-                self.vectors.resize(vectors);
-            }
+        let inner = self.subsystem.as_ref().and_then(Weak::upgrade);
+        if let Some((queues, vectors)) = inner.and_then(|inner| inner.primary_reset(function_reset)) {
+            self.queues = queues;
+            self.vectors_max = vectors;
+            self.vectors.resize(vectors);
         }
     }
 

@@ -79,7 +79,7 @@ impl Engine {
             Parking::RunAt(at) | Parking::FinishAt(at, _) => Some(at),
             Parking::Hang(_) | Parking::Mail(_) => None,
         };
-        self.parked.iter().filter_map(due).min()
+        self.dma.as_ref().and_then(|_| self.parked.iter().filter_map(due).min())
     }
 
     pub(crate) fn apply_doorbells(&mut self) {
@@ -223,7 +223,8 @@ impl Engine {
     }
 
     fn finish_parked(&mut self) {
-        if self.parked.is_empty() {
+        // Without guest memory nothing can be completed: it waits for memory, or for a reset.
+        if self.parked.is_empty() || self.dma.is_none() {
             return;
         }
         let now = Instant::now();
@@ -253,6 +254,9 @@ impl Engine {
     }
 
     fn take_mail(&mut self) {
+        if self.dma.is_none() {
+            return;
+        }
         for (token, outcome) in self.mailbox.take() {
             let at = self.parked.iter().position(|parked| matches!(parked.parking, Parking::Mail(t) if t == token));
             if let Some(at) = at {

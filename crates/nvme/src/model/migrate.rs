@@ -127,7 +127,7 @@ impl Engine {
             let (ranges, more) = tracking.receive(TrackedMemory::capacity(len));
             let suspended = target.suspension == Suspension::Suspended;
             let attributes =
-                u8::from(more) * TrackedMemoryHeader::MORE | u8::from(suspended) * TrackedMemoryHeader::SUSPENDED;
+                (u8::from(more) * TrackedMemoryHeader::MORE) | (u8::from(suspended) * TrackedMemoryHeader::SUSPENDED);
             let header = TrackedMemoryHeader { attributes, cntlid, ..TrackedMemoryHeader::default() };
             let report = TrackedMemory { header, ranges };
             let sent = dma.scatter(&segments, &report.encode());

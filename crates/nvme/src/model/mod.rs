@@ -23,6 +23,8 @@ mod io;
 mod log;
 mod migrate;
 mod namespace;
+mod parent_bar;
+mod pools;
 mod queue;
 mod signal;
 mod snapshot;

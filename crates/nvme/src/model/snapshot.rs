@@ -138,7 +138,7 @@ impl Engine {
         let page_size = checked.as_ref().map_or(self.page_size, |checked| checked.page_size);
         let (sqs, cqs) = self.check_queues(&state, page_size).ok_or(bad)?;
         // Queues belong to an enabled controller.
-        if !matches!(run, Run::Ready | Run::ShutDown | Run::Failed) && !(sqs.is_empty() && cqs.is_empty()) {
+        if run == Run::Disabled && !(sqs.is_empty() && cqs.is_empty()) {
             return Err(bad);
         }
         // From here on nothing fails.

@@ -2,51 +2,32 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 use towline_core::bar::BarTarget;
 
-use super::config::{ModelError, SubsystemConfig};
+use super::config::{MAX_QUEUES_PER_FUNCTION, ModelError, SubsystemConfig};
 use super::controller::{Controller, ControllerKind};
 use super::engine::{Engine, Identity, Mailbox, Run, Suspension};
 use super::faults::Faults;
-use super::front::{DOORBELLS, Front, Presence};
+use super::front::{Front, Presence};
 use super::namespace::Namespace;
+use super::parent_bar::{ParentBar, SIOV_PAGE, SIOV_PAGES};
+use super::pools::{Pools, offline_presence};
 use super::signal::{Signal, lock};
-use crate::resources::{
-    PrimaryCapabilities, Resource, SecondaryController, VirtualizationAction, VirtualizationManagement,
-};
-use crate::status::StatusCode;
-
 /// Controller identifier of the controlling PF.
 pub const CONTROLLING_CNTLID: u16 = 1;
-/// First doorbell page of a SIOV-like function in the controlling PF's BAR. Its own doorbells end before: 511 queue pairs.
-const SIOV_PAGES: u64 = 0x1_0000;
-/// Bytes of one such page.
-const SIOV_PAGE: u64 = 0x1000;
-
 /// A subsystem with one controlling PF, further PFs, VFs and SIOV-like functions over shared namespaces in files.
 pub struct Subsystem {
     inner: Arc<Inner>,
 }
 
-/// What secondary controllers have been given.
-#[derive(Debug, Default)]
-struct Pools {
-    /// Queue pairs and vectors by secondary controller.
-    assigned: BTreeMap<u16, (u16, u16)>,
-    /// Flexible resources of the controlling PF: now, and from the next function level reset on.
-    primary: (u16, u16),
-    primary_next: (u16, u16),
-    num_vfs: u16,
-}
-
 pub(crate) struct Inner {
-    config: SubsystemConfig,
+    pub config: SubsystemConfig,
     nqn: String,
     disks: Arc<[Namespace]>,
     controllers: Mutex<BTreeMap<u16, Arc<Controller>>>,
-    pools: Mutex<Pools>,
+    pub pools: Mutex<Pools>,
     faults: Arc<Faults>,
     closed: AtomicBool,
 }
@@ -161,8 +142,12 @@ impl Subsystem {
     /// Ends every worker; their controllers read as all ones from then on. Idempotent, and done on drop too. Not to be called
     /// from an [`super::InterruptSink`].
     pub fn close(&self) {
-        self.inner.closed.store(true, Ordering::Release);
-        let controllers = std::mem::take(&mut *lock(&self.inner.controllers));
+        let controllers = {
+            // Whoever makes a function holds the pools: none appears after this.
+            let _pools = lock(&self.inner.pools);
+            self.inner.closed.store(true, Ordering::Release);
+            std::mem::take(&mut *lock(&self.inner.controllers))
+        };
         controllers.values().for_each(|controller| controller.close());
     }
 }
@@ -178,7 +163,7 @@ impl Inner {
         CONTROLLING_CNTLID + 1 + self.config.further_pfs
     }
 
-    fn first_siov(&self) -> u16 {
+    pub(crate) fn first_siov(&self) -> u16 {
         self.first_vf() + self.config.max_vfs
     }
 
@@ -200,7 +185,7 @@ impl Inner {
             ControllerKind::Siov => Presence::Offline,
         };
         // As many doorbells as it could ever have.
-        let most = if primary { config.pf_queues.max(MOST_PRIMARY) } else { config.max_queues_per_function };
+        let most = if primary { config.pf_queues.max(MAX_QUEUES_PER_FUNCTION) } else { config.max_queues_per_function };
         let front = Arc::new(Mutex::new(Front::new(presence, most, config.max_queue_entries)));
         let id = Arc::new(Identity {
             cntlid,
@@ -253,11 +238,11 @@ impl Inner {
         lock(&self.controllers).get(&cntlid).cloned()
     }
 
-    fn all(&self) -> Vec<Arc<Controller>> {
+    pub(crate) fn all(&self) -> Vec<Arc<Controller>> {
         lock(&self.controllers).values().cloned().collect()
     }
 
-    fn secondary_controllers(&self) -> Vec<Arc<Controller>> {
+    pub(crate) fn secondary_controllers(&self) -> Vec<Arc<Controller>> {
         let mut all = self.all();
         all.retain(|controller| matches!(controller.kind(), ControllerKind::Vf | ControllerKind::Siov));
         all
@@ -271,154 +256,6 @@ impl Inner {
     pub(crate) fn attached_to(&self, nsid: u32) -> Vec<u16> {
         let others = self.all().into_iter().filter(|controller| controller.cntlid() != CONTROLLING_CNTLID);
         others.filter(|other| other.with(|engine| engine.attached.contains(&nsid))).map(|c| c.cntlid()).collect()
-    }
-
-    pub(crate) fn capabilities(&self) -> PrimaryCapabilities {
-        let pools = lock(&self.pools);
-        let (vq, vi) = pools.used();
-        PrimaryCapabilities {
-            cntlid: CONTROLLING_CNTLID,
-            crt: 0b11,
-            vqfrt: self.config.flexible_queues,
-            vqrfa: vq,
-            vqrfap: pools.primary.0,
-            vqprt: self.config.pf_queues,
-            vqfrsm: self.config.max_queues_per_function,
-            vqgran: 1,
-            vifrt: self.config.flexible_vectors,
-            virfa: vi,
-            virfap: pools.primary.1,
-            viprt: self.config.pf_vectors,
-            vifrsm: self.config.max_vectors_per_function,
-            vigran: 1,
-            ..PrimaryCapabilities::default()
-        }
-    }
-
-    pub(crate) fn secondaries(&self) -> Vec<SecondaryController> {
-        let controllers = self.secondary_controllers();
-        let pools = lock(&self.pools);
-        let entry = |controller: &Arc<Controller>| {
-            let (nvq, nvi) = pools.assigned.get(&controller.cntlid()).copied().unwrap_or_default();
-            SecondaryController {
-                scid: controller.cntlid(),
-                pcid: CONTROLLING_CNTLID,
-                scs: u8::from(controller.online()),
-                vfn: controller.virtual_function(),
-                nvq,
-                nvi,
-            }
-        };
-        controllers.iter().map(entry).collect()
-    }
-
-    /// Virtualization Management. Returns how many resources the command changed.
-    pub(crate) fn manage(&self, command: &VirtualizationManagement) -> Result<u16, StatusCode> {
-        if command.action == VirtualizationAction::AllocatePrimary {
-            return self.allocate_primary(command);
-        }
-        let secondary =
-            self.controller(command.cntlid).filter(|c| matches!(c.kind(), ControllerKind::Vf | ControllerKind::Siov));
-        let secondary = secondary.ok_or(StatusCode::InvalidControllerIdentifier)?;
-        let mut pools = lock(&self.pools);
-        match command.action {
-            VirtualizationAction::Assign => {
-                if secondary.online() {
-                    return Err(StatusCode::InvalidSecondaryControllerState);
-                }
-                self.assign(&mut pools, command)
-            }
-            VirtualizationAction::Offline => {
-                pools.assigned.remove(&command.cntlid);
-                let presence = offline_presence(&secondary, pools.num_vfs);
-                secondary.with(|engine| engine.go_offline(presence));
-                Ok(0)
-            }
-            _ => {
-                let (queues, vectors) = pools.assigned.get(&command.cntlid).copied().unwrap_or_default();
-                let enabled = offline_presence(&secondary, pools.num_vfs) == Presence::Offline;
-                if secondary.online() {
-                    return Ok(0);
-                }
-                // An admin queue and one for I/O, and a vector to say so.
-                if queues < 2 || vectors < 1 || !enabled {
-                    return Err(StatusCode::InvalidSecondaryControllerState);
-                }
-                secondary.with(|engine| engine.go_online(queues, vectors));
-                Ok(0)
-            }
-        }
-    }
-
-    fn assign(&self, pools: &mut Pools, command: &VirtualizationManagement) -> Result<u16, StatusCode> {
-        let (used_vq, used_vi) = pools.used();
-        let (primary_vq, primary_vi) = pools.primary_claim();
-        let had = pools.assigned.get(&command.cntlid).copied().unwrap_or_default();
-        let (total, used, had_now, most) = match command.resource {
-            Resource::Queues => {
-                (self.config.flexible_queues, used_vq + primary_vq, had.0, self.config.max_queues_per_function)
-            }
-            Resource::Interrupts => {
-                (self.config.flexible_vectors, used_vi + primary_vi, had.1, self.config.max_vectors_per_function)
-            }
-        };
-        let free = total.saturating_sub(used) + u32::from(had_now);
-        if command.count > most || u32::from(command.count) > free {
-            return Err(StatusCode::InvalidNumberOfControllerResources);
-        }
-        let slot = pools.assigned.entry(command.cntlid).or_default();
-        match command.resource {
-            Resource::Queues => slot.0 = command.count,
-            Resource::Interrupts => slot.1 = command.count,
-        }
-        Ok(command.count)
-    }
-
-    fn allocate_primary(&self, command: &VirtualizationManagement) -> Result<u16, StatusCode> {
-        if command.cntlid != CONTROLLING_CNTLID {
-            return Err(StatusCode::InvalidControllerIdentifier);
-        }
-        let mut pools = lock(&self.pools);
-        let (used_vq, used_vi) = pools.used();
-        let (total, used, private, most) = match command.resource {
-            Resource::Queues => (self.config.flexible_queues, used_vq, self.config.pf_queues, MOST_PRIMARY),
-            Resource::Interrupts => {
-                (self.config.flexible_vectors, used_vi, self.config.pf_vectors, super::config::MAX_VECTORS_PER_FUNCTION)
-            }
-        };
-        if u32::from(command.count) > total.saturating_sub(used) || command.count > most.saturating_sub(private) {
-            return Err(StatusCode::InvalidNumberOfControllerResources);
-        }
-        match command.resource {
-            Resource::Queues => pools.primary_next.0 = command.count,
-            Resource::Interrupts => pools.primary_next.1 = command.count,
-        }
-        Ok(command.count)
-    }
-
-    /// What a reset, disable or shutdown of the controlling function does to the rest. Returns the queue pairs and vectors that the
-    /// controlling function has from now on, where that changes.
-    pub(crate) fn primary_reset(&self, function_reset: bool) -> Option<(u16, u16)> {
-        let mut pools = lock(&self.pools);
-        pools.assigned.clear();
-        if function_reset {
-            pools.primary = pools.primary_next;
-        }
-        for controller in self.all() {
-            match controller.kind() {
-                ControllerKind::ControllingPf => {}
-                ControllerKind::Pf => controller.with(|engine| engine.set_tracking(None)),
-                ControllerKind::Vf | ControllerKind::Siov => {
-                    let presence = offline_presence(&controller, pools.num_vfs);
-                    controller.with(|engine| {
-                        engine.set_tracking(None);
-                        engine.go_offline(presence);
-                    });
-                }
-            }
-        }
-        let (queues, vectors) = pools.primary;
-        function_reset.then_some((self.config.pf_queues + queues, self.config.pf_vectors + vectors))
     }
 
     fn set_num_vfs(&self, count: u16) -> Result<(), ModelError> {
@@ -481,69 +318,8 @@ impl Inner {
     }
 }
 
-/// Most queue pairs of a PF: its own and flexible ones.
-const MOST_PRIMARY: u16 = super::config::MAX_QUEUES_PER_FUNCTION;
-
-impl Pools {
-    /// Queue pairs and vectors that secondary controllers have.
-    fn used(&self) -> (u32, u32) {
-        let sum = |(q, v): (u32, u32), (_, (nq, nv)): (&u16, &(u16, u16))| (q + u32::from(*nq), v + u32::from(*nv));
-        self.assigned.iter().fold((0, 0), sum)
-    }
-
-    /// What the controlling PF has or will have.
-    fn primary_claim(&self) -> (u32, u32) {
-        let most = |now: u16, next: u16| u32::from(now.max(next));
-        (most(self.primary.0, self.primary_next.0), most(self.primary.1, self.primary_next.1))
-    }
-}
-
-/// How a secondary controller answers while it is not online.
-fn offline_presence(controller: &Controller, num_vfs: u16) -> Presence {
-    if controller.kind() == ControllerKind::Vf && controller.virtual_function() > num_vfs {
-        Presence::Absent
-    } else {
-        Presence::Offline
-    }
-}
-
 fn uuid_text(uuid: &[u8; 16]) -> String {
     let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
     let cut = [0..8, 8..12, 12..16, 16..20, 20..32];
     cut.into_iter().filter_map(|range| hex.get(range)).collect::<Vec<_>>().join("-")
-}
-
-struct ParentBar(Weak<Inner>);
-
-impl ParentBar {
-    /// The function whose doorbell page `offset` is in, and the offset in it.
-    fn page(inner: &Inner, offset: u64) -> Option<(Arc<Controller>, u64)> {
-        let at = offset.checked_sub(SIOV_PAGES)?;
-        let slot = u16::try_from(at / SIOV_PAGE).ok().filter(|slot| *slot < inner.config.max_siov)?;
-        Some((inner.controller(inner.first_siov() + slot)?, at % SIOV_PAGE))
-    }
-}
-
-impl BarTarget for ParentBar {
-    fn read(&self, offset: u64, out: &mut [u8]) {
-        match self.0.upgrade().and_then(|inner| inner.controller(CONTROLLING_CNTLID)) {
-            Some(controlling) if offset < DOORBELLS => controlling.read(offset, out),
-            // Doorbells read as zeroes.
-            Some(_) => out.fill(0),
-            None => out.fill(0xff),
-        }
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        let Some(inner) = self.0.upgrade() else { return };
-        if offset < SIOV_PAGES {
-            if let Some(controlling) = inner.controller(CONTROLLING_CNTLID) {
-                controlling.write(offset, data);
-            }
-        } else if let Some((controller, at)) = Self::page(&inner, offset) {
-            // A write never runs on into the page of another function.
-            let room = usize::try_from(SIOV_PAGE - at).unwrap_or(usize::MAX).min(data.len());
-            controller.ring(at, data.split_at(room).0);
-        }
-    }
 }
