@@ -1,5 +1,5 @@
 //! A running controller moves from one subsystem to another, and everything that could go wrong on the way.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 mod common;
 

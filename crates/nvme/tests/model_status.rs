@@ -1,5 +1,5 @@
 //! Every status code that the commands of the controlling function name, in the case that they name.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity)]
 
 mod common;
 
@@ -111,7 +111,7 @@ fn migration_and_tracking_commands() {
     let (code, result) = rig.send(0x3d, [0x1_0001, 2, 0, 0, 0, 0], &ranges(0, 1025, 4096));
     assert_eq!(code, Some(S::NotEnoughResources));
     assert_eq!(TrackResources::from_result(result).descriptors, 1024);
-    let huge: Vec<TrackRange> = (0..1024).map(|n| TrackRange { address: n << 32, len: u32::MAX & !4095 }).collect();
+    let huge: Vec<TrackRange> = (0..1024).map(|n| TrackRange { address: n << 32, len: !4095 }).collect();
     let huge = TrackRanges { granularity: 0, ranges: huge }.encode().unwrap();
     let (code, result) = rig.send(0x3d, [0x1_0001, 2, 0, 0, 0, 0], &huge);
     assert_eq!((code, TrackResources::from_result(result).granularity), (Some(S::NotEnoughResources), 9));

@@ -98,7 +98,7 @@ impl GuestMemory for Memory {
     }
 
     fn load_u32(&self, gpa: u64) -> Result<u32, MemoryError> {
-        if gpa % 4 != 0 {
+        if !gpa.is_multiple_of(4) {
             return Err(self.error(gpa, 4, MemoryErrorKind::Misaligned));
         }
         let mut raw = [0; 4];
@@ -107,7 +107,7 @@ impl GuestMemory for Memory {
     }
 
     fn store_u32(&self, gpa: u64, value: u32) -> Result<(), MemoryError> {
-        if gpa % 4 != 0 {
+        if !gpa.is_multiple_of(4) {
             return Err(self.error(gpa, 4, MemoryErrorKind::Misaligned));
         }
         self.write(gpa, &value.to_le_bytes())
@@ -366,7 +366,7 @@ impl Host {
             prp1: data,
             prp2,
             cdw10: (at * 8) as u32,
-            cdw11: (at * 8 >> 32) as u32,
+            cdw11: ((at * 8) >> 32) as u32,
             cdw12: (pages * 8 - 1) as u32,
             ..Default::default()
         }
