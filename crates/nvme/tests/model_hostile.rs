@@ -249,3 +249,21 @@ fn a_tenant_that_rings_and_resets_from_many_threads() {
     host.create_pair(1, 32, 1);
     host.verified(1, 0, 1, 1);
 }
+
+/// The counterpart: were the other namespace reachable, the check at the end of `play` would see it.
+#[test]
+fn a_write_to_the_other_namespace_is_seen() {
+    let (disk, other) = (Disk::new(MIB), Disk::new(MIB));
+    let mut config = config(&disk);
+    config.namespaces.push(other.config(2, false));
+    let subsystem = Subsystem::open(config).unwrap();
+    let client = AdminClient::new(Arc::new(EmbeddedAdmin::new(&subsystem).unwrap()));
+    let (mut host, ..) = common::pf_host(&subsystem, 1);
+    host.memory.poke(DATA, &[9; 4096]);
+    let write = SubmissionEntry { opcode: 1, nsid: 2, prp1: DATA, cdw12: 7, ..Default::default() };
+    assert!(!host.run(1, write).status().is_success());
+    assert!(std::fs::read(&other.path).unwrap().iter().all(|byte| *byte == 0));
+    client.namespace_attach(2, &[2]).unwrap();
+    assert!(host.run(1, write).status().is_success());
+    assert!(!std::fs::read(&other.path).unwrap().iter().all(|byte| *byte == 0));
+}
