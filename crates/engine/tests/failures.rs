@@ -111,7 +111,7 @@ fn hosts() -> (Host, Host) {
 fn totals() -> (u64, u64) {
     let (here, there) = hosts();
     let (a, b) = socket_pair();
-    let ((a, sent), (b, answered)) = (Tamper::new(a, None, None), Tamper::new(b, None, None));
+    let ((a, sent), (b, answered)) = (Tamper::wrap(a, None, None), Tamper::wrap(b, None, None));
     let outcome = run(&here, &there, (a, b));
     assert_eq!((outcome.owner, outcome.error), (Owner::Destination, None));
     (sent.load(Ordering::Relaxed), answered.load(Ordering::Relaxed))
@@ -133,7 +133,7 @@ fn a_cut_link_leaves_one_owner_and_says_when_it_is_in_doubt() {
     for at in places(sent, 150, 997) {
         let (here, there) = hosts();
         let (a, b) = socket_pair();
-        let outcome = run(&here, &there, (Tamper::new(a, Some(at), None).0, b));
+        let outcome = run(&here, &there, (Tamper::wrap(a, Some(at), None).0, b));
         if !outcome.intent {
             assert_eq!(outcome.owner, Owner::Source, "cut at {at} of {sent}");
         }
@@ -145,7 +145,7 @@ fn a_cut_link_leaves_one_owner_and_says_when_it_is_in_doubt() {
     for at in places(answered, 150, 41) {
         let (here, there) = hosts();
         let (a, b) = socket_pair();
-        let outcome = run(&here, &there, (a, Tamper::new(b, Some(at), None).0));
+        let outcome = run(&here, &there, (a, Tamper::wrap(b, Some(at), None).0));
         assert!(outcome.error.is_some(), "cut at {at} of {answered} went unnoticed");
         match outcome.owner {
             Owner::Destination => committed += 1,
@@ -164,14 +164,14 @@ fn a_flipped_bit_never_arrives_as_something_else() {
     for (n, at) in places(sent, 120, 1499).into_iter().enumerate() {
         let (here, there) = hosts();
         let (a, b) = socket_pair();
-        let outcome = run(&here, &there, (Tamper::new(a, None, Some((at, (n % 8) as u8))).0, b));
+        let outcome = run(&here, &there, (Tamper::wrap(a, None, Some((at, (n % 8) as u8))).0, b));
         assert!(outcome.error.is_some() || outcome.destination_error.is_some(), "a flip at {at} went unnoticed");
         assert_eq!(outcome.owner, Owner::Source, "flip at {at} of {sent}: {outcome:?}");
     }
     for (n, at) in places(answered, 120, 41).into_iter().enumerate() {
         let (here, there) = hosts();
         let (a, b) = socket_pair();
-        let outcome = run(&here, &there, (a, Tamper::new(b, None, Some((at, (n % 8) as u8))).0));
+        let outcome = run(&here, &there, (a, Tamper::wrap(b, None, Some((at, (n % 8) as u8))).0));
         assert!(outcome.error.is_some(), "a flip at {at} of the answers went unnoticed");
     }
 }

@@ -37,7 +37,7 @@ impl StateDigest {
         chunk: &[u8],
         n: usize,
     ) -> Result<(), EngineError> {
-        let data = chunk.get(..n).ok_or_else(|| EngineError::Limit {
+        let data = chunk.get(..n).ok_or(EngineError::Limit {
             what: "bytes that a channel claims to have read",
             value: n as u64,
             limit: chunk.len() as u64,

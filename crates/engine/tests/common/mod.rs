@@ -398,9 +398,10 @@ pub fn run_source(
         session.prepare()?;
         prepared();
         session.commit()?;
-        session.wait_running()?;
+        // Whether it could be told or not, the destination owns the functions.
+        let running = session.wait_running();
         session.release()?;
-        Ok(stats)
+        running.map(|_| stats)
     })();
     let mut outcomes = vec![];
     if result.is_err()
@@ -445,7 +446,7 @@ pub struct Tamper {
 }
 
 impl Tamper {
-    pub fn new(inner: Box<dyn Link>, cut_at: Option<u64>, flip: Option<(u64, u8)>) -> (Box<dyn Link>, Arc<AtomicU64>) {
+    pub fn wrap(inner: Box<dyn Link>, cut_at: Option<u64>, flip: Option<(u64, u8)>) -> (Box<dyn Link>, Arc<AtomicU64>) {
         let written = Arc::new(AtomicU64::new(0));
         (Box::new(Self { inner: Some(inner), written: Arc::clone(&written), cut_at, flip }), written)
     }
