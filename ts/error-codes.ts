@@ -55,7 +55,7 @@ export const errorCodes = {
   /** Nobody connected or answered in time. */
   ERR_TOWLINE_LINK_TIMEOUT: 'check that the peer runs and can be reached at this address',
   /** An address is malformed, or is not allowed: plain TCP off loopback has to be allowed in so many words. */
-  ERR_TOWLINE_ADDRESS: 'use tcp:HOST:PORT or unix:PATH; plain TCP beyond loopback has to be allowed explicitly',
+  ERR_TOWLINE_ADDRESS: 'use tcp://HOST:PORT or unix:///PATH; plain TCP beyond loopback has to be allowed explicitly',
   /** The time limit passed. */
   ERR_TOWLINE_TIMEOUT: 'the time limit passed: raise it, or find out who does not answer',
   /** The peer sent what the protocol does not allow. */

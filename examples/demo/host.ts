@@ -2,6 +2,7 @@
  * One host: a process with an embedded NVMe subsystem, the memory of one guest, one controlled function and, while the
  * guest runs here, its tenant. It does what the demo asks by IPC and uses nothing but towline's public API.
  */
+import { randomBytes } from 'node:crypto';
 import { GuestMemory, Journal, migrate, receive, type ControlledFunction, type FunctionSpec, type Migration } from 'towline';
 import { embedded, Tenant, type EmbeddedSubsystem } from 'towline/rehearsal';
 import { LOG_FD, MEMORY_FD, type FromHost, type HostRequest, type Kind, type Scale, type ToHost } from './protocol.js';
@@ -70,6 +71,7 @@ class Host {
 
   async #boot(): Promise<void> {
     const { subsystem, fn, memory, scale, hostTag } = this.#now;
+    this.#fill(memory, scale);
     this.#tenant = await Tenant.boot(subsystem, fn, memory, {
       nsid: NSID,
       queueDepth: 32,
@@ -83,6 +85,15 @@ class Host {
     this.#tenant.run({ logFd: LOG_FD });
   }
 
+  /** Half of the guest's memory holds something, as a guest's does after a while; the rest was never touched. */
+  #fill(memory: GuestMemory, scale: Scale): void {
+    const block = randomBytes(1 << 20);
+    for (let mib = scale.memoryMiB >> 1; mib < scale.memoryMiB; mib++) {
+      block.writeUInt32LE(mib, 0);
+      memory.write(BigInt(mib) << 20n, block);
+    }
+  }
+
   async #migrate(to: string, sabotage: Sabotage | undefined): Promise<unknown> {
     const { fn, memory, journal } = this.#now;
     const tenant = this.#tenant;
@@ -92,7 +103,7 @@ class Host {
       to,
       memory,
       fence: journal,
-      policy: { maxDowntimeMs: 200 },
+      policy: { maxDowntimeMs: 50 },
       pause: () => tenant.pause(),
       resume: () => tenant.resume(),
       verify: () => this.#hold(),

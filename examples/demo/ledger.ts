@@ -13,7 +13,8 @@
  * - **owners**: the most incarnations (process and epoch) of the tenant that were active at the same time.
  *
  * What is wrong is counted once: by the first rule that it falls under, and one counter only. A write that was never completed
- * may or may not be on the disk; either is right, and it counts as one lost.
+ * may or may not be on the disk; either is right, and it counts as one lost. After a power failure it counts as nothing: nobody
+ * was told anything about it. It can only be newer than what was acknowledged in the same unit.
  *
  * The **owner** is the incarnation with the highest epoch so far, the first one among equals. What others were told counts for
  * `owners` alone: nothing about the contents follows from it.
@@ -32,7 +33,7 @@ export interface Verdict {
   owners: number;
   /** From the last completion before the last start of the tenant to the first one after it, without holds; 0 where it started once. */
   tenantPauseMs: number;
-  /** Whether the owner's log ends with a drained tenant. If not, commands that never completed are not known and not counted. */
+  /** Whether the owner's log ends with a drained tenant. If not, as after a power failure, what never completed is not known and not counted. */
   drained: boolean;
   /** Some of what is wrong, in words. */
   samples: string[];
@@ -127,7 +128,7 @@ export class Ledger {
   look(unit: number, content: Content): void {
     const neverCompleted =
       content !== undefined &&
-      content.seq !== 0 &&
+      content.seq > this.#unit(unit).current.seq &&
       !this.#completed.has(content.seq) &&
       (this.#finalSeq === undefined || content.seq < this.#finalSeq) &&
       !this.#strangeWrites.has(key(content, unit));

@@ -1,7 +1,10 @@
 import { createServer, connect, type Server, type Socket } from 'node:net';
 
-/** Damage that the relay does to what flows from the source to the destination. */
-export type RelayDamage = { kind: 'flip-bit' | 'cut'; atByte: number } | undefined;
+/** Damage that the relay does to what flows from the source to the destination, so many bytes after it was told to. */
+export interface RelayDamage {
+  kind: 'flip-bit' | 'cut';
+  afterBytes: number;
+}
 
 /** A TCP relay between the two hosts: it counts bytes, and can damage or cut what it carries. */
 export class Relay {
@@ -10,16 +13,17 @@ export class Relay {
   backwardBytes = 0;
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
+  #damage: { kind: RelayDamage['kind']; atByte: number } | undefined;
 
   private constructor(server: Server) {
     this.#server = server;
   }
 
   /** Listens on a loopback port of its own and forwards to `port`. */
-  static async start(port: number, damage: RelayDamage): Promise<Relay> {
+  static async start(port: number): Promise<Relay> {
     const server = createServer({ noDelay: true });
     const relay = new Relay(server);
-    server.on('connection', (source) => relay.#carry(source, port, damage));
+    server.on('connection', (source) => relay.#carry(source, port));
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
       server.listen(0, '127.0.0.1', resolve);
@@ -33,7 +37,12 @@ export class Relay {
     return `tcp://127.0.0.1:${address.port}`;
   }
 
-  #carry(source: Socket, port: number, damage: RelayDamage): void {
+  /** Does damage once, from here on. */
+  damage(damage: RelayDamage): void {
+    this.#damage = { kind: damage.kind, atByte: this.forwardBytes + damage.afterBytes };
+  }
+
+  #carry(source: Socket, port: number): void {
     const destination = connect({ port, host: '127.0.0.1', noDelay: true });
     for (const [socket, other] of [
       [source, destination],
@@ -49,8 +58,10 @@ export class Relay {
     source.on('data', (chunk) => {
       const before = this.forwardBytes;
       this.forwardBytes += chunk.length;
-      if (damage && damage.atByte >= before && damage.atByte < this.forwardBytes) {
-        const at = damage.atByte - before;
+      const damage = this.#damage;
+      if (damage && damage.atByte < this.forwardBytes) {
+        this.#damage = undefined;
+        const at = Math.max(0, damage.atByte - before);
         if (damage.kind === 'cut') {
           destination.end(chunk.subarray(0, at), () => destination.destroy());
           source.destroy();

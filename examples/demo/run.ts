@@ -7,7 +7,7 @@ import { memfd } from 'towline/rehearsal';
 import type { MigrationEvent, MigrationReport } from 'towline';
 import { HostProcess } from './child.js';
 import type { Kind, NamespaceFile, Scale } from './protocol.js';
-import { Relay, type RelayDamage } from './relay.js';
+import { Relay } from './relay.js';
 import type { Sabotage } from './sabotage.js';
 import { WitnessProcess, type Finding } from './witness-process.js';
 
@@ -63,7 +63,6 @@ export async function runKind(
     closers.push(() => source.kill());
     const destination = new HostProcess('destination', memories[1], logs[1]);
     closers.push(() => destination.kill());
-    source.onEvent = onEvent;
     source.onHold = () => witness.compare();
 
     const uuid = randomUUID();
@@ -74,8 +73,12 @@ export async function runKind(
     await sleep(scale.runMs);
 
     const address = new URL(await destination.call<string>({ do: 'receive', sabotage }));
-    const relay = await Relay.start(Number(address.port), damage(sabotage, scale));
+    const relay = await Relay.start(Number(address.port));
     closers.push(() => relay.close());
+    source.onEvent = (event) => {
+      if (event.type === 'phase' && event.phase === 'pre-copy') damage(relay, sabotage);
+      onEvent(event);
+    };
     const report = await source.call<MigrationReport>({ do: 'migrate', to: relay.address, sabotage });
     const owner = report.outcome === 'committed' ? destination : source;
     if (report.outcome === 'committed') await destination.call({ do: 'received' });
@@ -92,12 +95,10 @@ export async function runKind(
   }
 }
 
-function damage(sabotage: Sabotage | undefined, scale: Scale): RelayDamage {
-  // In the middle of guest memory's data: past the offer, before the last pass.
-  const atByte = Math.min(scale.memoryMiB << 18, 1 << 20);
-  if (sabotage === 'corrupt-stream') return { kind: 'flip-bit', atByte };
-  if (sabotage === 'cut-stream') return { kind: 'cut', atByte };
-  return undefined;
+/** In the middle of guest memory's data: the first pass is about to begin, and has far more than this to send. */
+function damage(relay: Relay, sabotage: Sabotage | undefined): void {
+  if (sabotage === 'corrupt-stream') relay.damage({ kind: 'flip-bit', afterBytes: 1 << 20 });
+  if (sabotage === 'cut-stream') relay.damage({ kind: 'cut', afterBytes: 1 << 20 });
 }
 
 function line(kind: Kind, report: MigrationReport, finding: Finding, relay: Relay): DemoLine {

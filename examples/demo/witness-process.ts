@@ -35,9 +35,9 @@ export class WitnessProcess {
     await this.#call('compare');
   }
 
-  /** Reads the logs to their ends and the whole namespace. */
-  finish(): Promise<Finding> {
-    return this.#call('finish') as Promise<Finding>;
+  /** Reads the logs to their ends and the whole namespace. The tenant has to be drained, unless it is `lost` with its holder. */
+  finish(tenant: 'drained' | 'lost' = 'drained'): Promise<Finding> {
+    return this.#call(tenant === 'lost' ? 'finish-after-power-failure' : 'finish') as Promise<Finding>;
   }
 
   kill(): void {

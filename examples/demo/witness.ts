@@ -3,7 +3,8 @@
  * of the tenant come straight to it; the disk it reads itself. It imports nothing of towline, shares no bookkeeping with the
  * hosts and does not know what may have been broken on purpose.
  *
- * Started with the path of the namespace's file as its argument and the descriptors below. Answers `compare` and `finish`.
+ * Started with the path of the namespace's file as its argument and the descriptors below. Answers `compare`, `finish` and
+ * `finish-after-power-failure`.
  */
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import { inspectBlock, UNIT_BYTES } from './block.js';
@@ -78,13 +79,14 @@ class Witness {
     return comparison;
   }
 
-  finish(): Finding {
+  /** `powerFailure`: the tenant went with its holder, so it could not be drained. */
+  finish(powerFailure: boolean): Finding {
     this.pump();
     const ledger = new Ledger();
     for (const record of mergeLogs(this.#logs.map((log) => parseLog(log.bytes())))) ledger.take(record);
     this.#readNamespace(ledger);
     const { drained, ...verdict } = ledger.verdict(this.#holds);
-    if (!drained) throw new Error('the tenant was not drained in the end: what it lost cannot be known');
+    if (!drained && !powerFailure) throw new Error('the tenant was not drained in the end: what it lost cannot be known');
     const stalePages = this.#comparisons.reduce((sum, c) => sum + c.stalePages, 0);
     const stale = this.#comparisons.flatMap((c) => c.firstStale).map((gpa) => `page ${gpa} differs`);
     return {
@@ -117,7 +119,8 @@ class Witness {
 
 function answer(witness: Witness, command: unknown): Comparison | Finding {
   if (command === 'compare') return witness.compare();
-  if (command === 'finish') return witness.finish();
+  if (command === 'finish') return witness.finish(false);
+  if (command === 'finish-after-power-failure') return witness.finish(true);
   throw new Error(`unknown command ${String(command)}`);
 }
 

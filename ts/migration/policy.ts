@@ -29,27 +29,20 @@ export function completePolicy(policy: MigrationPolicy = {}): CompletePolicy {
 /** What to do after a round. */
 export type Decision = { action: 'continue' | 'stop' | 'give-up'; why: string };
 
-/** Decides after each memory pass, from the forecast of a stop made now and from how the residual develops. */
+/** Decides after each memory pass: stops as soon as a stop made now fits the downtime limit, which is what the forecast expects too. */
 export function decide(
   policy: CompletePolicy,
-  now: { rounds: number; elapsedMs: number; downtimeMs: number; residualBytes: number; previousResidualBytes: number | undefined },
+  now: { rounds: number; elapsedMs: number; downtimeMs: number },
   forecast: Forecast,
 ): Decision {
-  const expected = `a stop now would take ${now.downtimeMs.toFixed(1)} ms`;
-  if (now.downtimeMs <= policy.maxDowntimeMs) {
-    // A pass that still shrinks the residual by much is cheaper than the downtime that it saves.
-    const shrinks = now.previousResidualBytes === undefined || now.residualBytes < now.previousResidualBytes / 2;
-    const worth = now.residualBytes > 4 << 20 && shrinks && now.rounds < policy.maxRounds;
-    if (!worth) return { action: 'stop', why: `${expected}, the limit is ${policy.maxDowntimeMs} ms` };
-    return { action: 'continue', why: `${expected}, and another pass still shrinks it` };
-  }
+  const expected = `a stop now would take ${now.downtimeMs.toFixed(1)} ms, the limit is ${policy.maxDowntimeMs} ms`;
+  if (now.downtimeMs <= policy.maxDowntimeMs) return { action: 'stop', why: expected };
   const spent =
     now.rounds >= policy.maxRounds
       ? `after ${now.rounds} passes`
       : now.elapsedMs >= policy.maxTotalMs
         ? `after ${Math.round(now.elapsedMs)} ms`
         : undefined;
-  if (spent === undefined) return { action: 'continue', why: `${expected}, the limit is ${policy.maxDowntimeMs} ms` };
-  const why = `${spent} ${expected}, the limit is ${policy.maxDowntimeMs} ms; ${forecast.why}`;
-  return { action: policy.onNoConvergence === 'stop' ? 'stop' : 'give-up', why };
+  if (spent === undefined) return { action: 'continue', why: expected };
+  return { action: policy.onNoConvergence === 'stop' ? 'stop' : 'give-up', why: `${spent} ${expected}; ${forecast.why}` };
 }

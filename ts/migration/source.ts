@@ -177,7 +177,6 @@ class SourceMigration {
 
   async #precopy(session: NativeSourceSession): Promise<void> {
     const forecaster = this.#forecaster as Forecaster;
-    let previousResidualBytes: number | undefined;
     for (;;) {
       throwIfAborted(this.options.signal);
       const stats = JSON.parse(await native(() => session.memoryPass())) as RoundStats;
@@ -205,8 +204,6 @@ class SourceMigration {
           rounds: this.#report.rounds,
           elapsedMs: performance.now() - this.#started,
           downtimeMs: forecaster.downtimeNow().p95,
-          residualBytes,
-          previousResidualBytes,
         },
         updated,
       );
@@ -215,7 +212,6 @@ class SourceMigration {
       if (decision.action === 'give-up') {
         throw new TowlineError('ERR_TOWLINE_NOT_CONVERGING', decision.why, { details: { forecast: updated } });
       }
-      previousResidualBytes = residualBytes;
     }
   }
 
@@ -278,7 +274,9 @@ class SourceMigration {
         failures.push(failure);
       }
     };
-    if (this.#session) await attempt(() => native(() => this.#session?.abort(cause.message)));
+    // After a mismatch the session is over already, and nothing was touched.
+    const over = this.#report.mismatches.length > 0;
+    if (this.#session && !over) await attempt(() => native(() => this.#session?.abort(cause.message)));
     if (this.#stoppedAt !== undefined) this.#runsAgainAt = performance.now();
     const { resume } = this.options;
     if (this.#paused && resume) await attempt(() => hook('resume', resume));
