@@ -34,7 +34,7 @@ fn migrate(links: (Box<dyn Link>, Box<dyn Link>), points: FaultPoints) -> (Vec<u
         let (there_config, target) = (there.destination(), there.target());
         let receiving = scope.spawn(move || run_destination(there_config, target, links.1));
         let (here_memory, there_memory) = (here.memory.clone(), there.memory.clone());
-        let end = run_source(config, links.0, &mut || writers.stop(), &mut || {
+        let end = run_source(config, links.0, &mut || writers.stop_after_more(), &mut || {
             stale = differing(here_memory.as_ref(), there_memory.as_ref());
         });
         let (result, destination) = receiving.join().unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, IoSlice, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use towline_core::crc::crc32c;
@@ -40,7 +41,13 @@ impl Sender {
         let record = match record_to {
             None => None,
             Some(path) => {
-                let file = File::create(path)
+                // A recording holds guest memory: it is nobody else's to read.
+                let file = File::options()
+                    .write(true)
+                    .create(true)
+                    .truncate(true)
+                    .mode(0o600)
+                    .open(path)
                     .map_err(|source| EngineError::File { path: path.display().to_string(), source })?;
                 Some((BufWriter::new(file), path.to_owned()))
             }

@@ -226,6 +226,15 @@ impl Writers {
         Self { stop, threads, writes }
     }
 
+    /// Waits until some hundred more writes were made, so that something is dirty, and stops.
+    pub fn stop_after_more(&mut self) {
+        let enough = self.writes.load(Ordering::Relaxed) + 300;
+        while self.writes.load(Ordering::Relaxed) < enough {
+            std::thread::yield_now();
+        }
+        self.stop();
+    }
+
     pub fn stop(&mut self) {
         self.stop.store(true, Ordering::Release);
         for thread in self.threads.drain(..) {
