@@ -1,1 +1,5 @@
-fn main() { napi_build::setup(); }
+//! Links what a Node addon needs.
+
+fn main() {
+    napi_build::setup();
+}

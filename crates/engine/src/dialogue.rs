@@ -44,6 +44,8 @@ pub const MAX_NAME_BYTES: usize = 255;
 pub const MAX_MISMATCHES: usize = 1024;
 /// Epochs stay exact in JavaScript numbers.
 pub const MAX_EPOCH: u64 = (1 << 53) - 1;
+/// How far a peer's epoch may be ahead of what this side has seen: a hostile peer can't use epochs up in one leap.
+pub const MAX_EPOCH_STEP: u64 = 1 << 32;
 
 /// A range of guest memory, as strings of hexadecimal digits with `0x`, since JSON numbers lose 64-bit values elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -312,6 +314,15 @@ fn name_limit(name: &str) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// Refuses an epoch of the peer that is further ahead of `seen` than [`MAX_EPOCH_STEP`].
+pub(crate) fn epoch_step_limit(epoch: u64, seen: u64) -> Result<(), EngineError> {
+    let limit = seen.saturating_add(MAX_EPOCH_STEP);
+    if epoch > limit {
+        return Err(EngineError::Limit { what: "epoch of the peer", value: epoch, limit });
+    }
+    Ok(())
+}
+
 fn epoch_limit(epoch: u64) -> Result<(), EngineError> {
     if epoch > MAX_EPOCH {
         return Err(EngineError::Limit { what: "epoch", value: epoch, limit: MAX_EPOCH });
@@ -350,6 +361,13 @@ mod tests {
             let json = message.encode().unwrap();
             assert_eq!(Message::decode(&json).unwrap(), message);
         }
+    }
+
+    #[test]
+    fn a_leap_of_the_epoch_is_refused() {
+        assert!(epoch_step_limit(MAX_EPOCH_STEP + 7, 7).is_ok());
+        assert!(epoch_step_limit(MAX_EPOCH_STEP + 8, 7).is_err());
+        assert!(epoch_step_limit(MAX_EPOCH, MAX_EPOCH).is_ok());
     }
 
     #[test]

@@ -69,7 +69,8 @@ enum ActionJson {
 }
 
 fn number(name: &str, text: &str) -> Result<u64, Fault> {
-    text.parse().map_err(|_| Fault::argument(format!("{name} is {text}; it has to be a decimal number from 0 to 2^64 - 1")))
+    text.parse()
+        .map_err(|_| Fault::argument(format!("{name} is {text}; it has to be a decimal number from 0 to 2^64 - 1")))
 }
 
 fn fill(fill: FillJson) -> Fill {
@@ -122,8 +123,8 @@ fn rule(json: RuleJson) -> Result<Rule, Fault> {
 /// Compiles a policy to its flat layout.
 #[napi]
 pub fn compile_bar_policy(policy_json: String) -> napi::Result<Uint8Array> {
-    let json: PolicyJson =
-        serde_json::from_str(&policy_json).map_err(|e| Fault::argument(format!("the policy has not its documented shape: {e}")))?;
+    let json: PolicyJson = serde_json::from_str(&policy_json)
+        .map_err(|e| Fault::argument(format!("the policy has not its documented shape: {e}")))?;
     let policy = Policy {
         bar_bytes: number("barBytes", &json.bar_bytes)?,
         default_read: default_action(json.default_read),

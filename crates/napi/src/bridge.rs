@@ -51,7 +51,10 @@ impl BridgeInner {
         let status = self.callback.call(args, ThreadsafeFunctionCallMode::Blocking);
         if status != napi::Status::Ok {
             self.waiting().remove(&id);
-            return Err(Fault::new("ERR_TOWLINE_GONE", format!("JavaScript could not be called for {method}: {status}")));
+            return Err(Fault::new(
+                "ERR_TOWLINE_GONE",
+                format!("JavaScript could not be called for {method}: {status}"),
+            ));
         }
         loop {
             match receiver.recv_timeout(LOOK) {
@@ -103,7 +106,9 @@ impl Bridge {
     pub fn reply(&self, id: u32, json: Option<String>, bytes: Option<Uint8Array>) -> napi::Result<()> {
         let value = match json {
             None => Value::Null,
-            Some(text) => serde_json::from_str(&text).map_err(|e| Fault::argument(format!("the answer is not JSON: {e}")))?,
+            Some(text) => {
+                serde_json::from_str(&text).map_err(|e| Fault::argument(format!("the answer is not JSON: {e}")))?
+            }
         };
         self.inner.answer(id, Ok((value, bytes.map(|b| b.to_vec()).unwrap_or_default())));
         Ok(())
@@ -228,9 +233,8 @@ impl StateChannel for JsChannel {
 
     fn pending(&mut self) -> Result<Pending, ChannelError> {
         let (value, _) = self.call("pending", &Value::Null, &[])?;
-        let field = |name: &str| {
-            u64_of_json(name, value.get(name).unwrap_or(&Value::Null)).map_err(|_| malformed("pending"))
-        };
+        let field =
+            |name: &str| u64_of_json(name, value.get(name).unwrap_or(&Value::Null)).map_err(|_| malformed("pending"));
         Ok(Pending {
             initial_bytes: field("initialBytes")?,
             dirty_bytes: field("dirtyBytes")?,
@@ -266,9 +270,8 @@ impl DirtySource for JsDirty {
             return Err(malformed("harvest"));
         }
         for run in runs {
-            let number = |i: usize| {
-                run.get(i).and_then(|v| u64_of_json("run", v).ok()).ok_or_else(|| malformed("harvest"))
-            };
+            let number =
+                |i: usize| run.get(i).and_then(|v| u64_of_json("run", v).ok()).ok_or_else(|| malformed("harvest"));
             sink.mark(number(0)?, number(1)?);
         }
         Ok(())

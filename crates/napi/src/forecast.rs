@@ -6,7 +6,8 @@ use napi_derive::napi;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use towline_core::forecast::{
-    Convergence, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Forecaster as Core, Limits, Obstacle, RoundObserved,
+    Convergence, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Forecaster as Core, Limits, Obstacle,
+    RoundObserved,
 };
 
 use crate::fault::Fault;

@@ -20,8 +20,8 @@ impl StreamInspector {
     /// `limits_json`: `{maxFrameBytes?, maxSections?, maxRuns?, connection?}`.
     #[napi(constructor)]
     pub fn new(limits_json: String) -> napi::Result<Self> {
-        let json: Value = serde_json::from_str(&limits_json)
-            .map_err(|e| Fault::argument(format!("the limits are not JSON: {e}")))?;
+        let json: Value =
+            serde_json::from_str(&limits_json).map_err(|e| Fault::argument(format!("the limits are not JSON: {e}")))?;
         let mut limits = if json.get("connection").and_then(Value::as_bool) == Some(true) {
             Limits::connection()
         } else {
@@ -64,7 +64,9 @@ fn describe(event: &Event<'_>) -> Value {
             "type": "section-begin", "channel": channel, "kind": format!("{:?}", section.kind).to_lowercase(),
             "function": Uuid::from_bytes(section.function).to_string(), "name": section.name, "format": section.format,
         }),
-        Event::StateChunk { channel, data } => json!({ "type": "state-chunk", "channel": channel, "bytes": data.len() }),
+        Event::StateChunk { channel, data } => {
+            json!({ "type": "state-chunk", "channel": channel, "bytes": data.len() })
+        }
         Event::Pages { channel, pages } => {
             let (mut data, mut zero, mut first, mut last) = (0u64, 0u64, u64::MAX, 0u64);
             for run in pages.runs {
@@ -80,7 +82,9 @@ fn describe(event: &Event<'_>) -> Value {
                 "from": first.to_string(), "to": last.to_string(),
             })
         }
-        Event::SectionData { channel, data } => json!({ "type": "section-data", "channel": channel, "bytes": data.len() }),
+        Event::SectionData { channel, data } => {
+            json!({ "type": "section-data", "channel": channel, "bytes": data.len() })
+        }
         Event::RoundEnd { channel, round } => json!({
             "type": "round-end", "channel": channel, "round": round.round, "pages": round.pages, "bytes": round.bytes,
             "final": round.is_final,

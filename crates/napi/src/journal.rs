@@ -33,11 +33,7 @@ impl NativeFence {
     }
 
     pub fn get(&self) -> Result<Arc<dyn Fence>, Fault> {
-        self.fence
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-            .ok_or_else(|| Fault::closed("the fence"))
+        self.fence.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| Fault::closed("the fence"))
     }
 }
 
@@ -104,7 +100,13 @@ impl NativeJournal {
 
     /// Settles one session, asking over `link` where it is in doubt: JSON {verdict, answer}.
     #[napi]
-    pub fn recover<'e>(&self, env: &'e Env, session_id: String, role: String, link: Option<&NativeLink>) -> napi::Result<Object<'e>> {
+    pub fn recover<'e>(
+        &self,
+        env: &'e Env,
+        session_id: String,
+        role: String,
+        link: Option<&NativeLink>,
+    ) -> napi::Result<Object<'e>> {
         let journal = self.get()?;
         let (session, role) = (session_of(&session_id)?, role_of(&role)?);
         let mut link = link.map(NativeLink::take).transpose()?;
@@ -145,11 +147,7 @@ impl NativeJournal {
 
 impl NativeJournal {
     pub fn get(&self) -> Result<Arc<Journal>, Fault> {
-        self.journal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-            .ok_or_else(|| Fault::closed("the journal"))
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| Fault::closed("the journal"))
     }
 }
 
@@ -168,8 +166,7 @@ fn malformed(method: &str) -> FenceError {
 
 impl Fence for JsFence {
     fn highest_epoch(&self, functions: &[String]) -> Result<u64, FenceError> {
-        let (value, _) =
-            self.bridge.call("highestEpoch", &json!({ "functions": functions }), &[]).map_err(outside)?;
+        let (value, _) = self.bridge.call("highestEpoch", &json!({ "functions": functions }), &[]).map_err(outside)?;
         value.as_u64().ok_or_else(|| malformed("highestEpoch"))
     }
 

@@ -7,6 +7,7 @@ mod bridge;
 mod channel;
 mod engine_fault;
 mod fault;
+mod faultpoints;
 mod forecast;
 mod inspect;
 mod journal;

@@ -10,7 +10,9 @@ use napi::bindgen_prelude::Object;
 use napi_derive::napi;
 use serde_json::Value;
 use towline_engine::cancel::Cancel;
-use towline_engine::link::{Address, ByteSink, ByteSource, CallbackLink, Link, LinkOptions, Listener, connect as connect_to};
+use towline_engine::link::{
+    Address, ByteSink, ByteSource, CallbackLink, Link, LinkOptions, Listener, connect as connect_to,
+};
 
 use crate::bridge::BridgeInner;
 use crate::fault::Fault;

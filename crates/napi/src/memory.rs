@@ -139,7 +139,9 @@ impl GuestMemory {
     #[napi]
     pub fn marked_source(&self) -> napi::Result<NativeDirtySource> {
         if self.lent.swap(true, Ordering::AcqRel) {
-            return Err(Fault::new("ERR_TOWLINE_BUSY", "the marked pages of this memory have a dirty source already").into());
+            return Err(
+                Fault::new("ERR_TOWLINE_BUSY", "the marked pages of this memory have a dirty source already").into()
+            );
         }
         let source: Box<dyn DirtySource> = Box::new(self.parts()?.marks.source());
         Ok(NativeDirtySource::new(source))

@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use napi::bindgen_prelude::{ClassInstance, FromNapiValue, Function, JsObjectValue as _, Object, Uint8Array, ValidateNapiValue};
-use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi::Env;
+use napi::bindgen_prelude::{
+    ClassInstance, FromNapiValue, Function, JsObjectValue as _, Object, Uint8Array, ValidateNapiValue,
+};
+use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -18,8 +20,8 @@ use towline_engine::faultpoints::FaultPoints;
 use towline_engine::fence::Fence;
 use towline_engine::link::Link;
 use towline_engine::session::{
-    DestinationConfig, DestinationSession, DestinationTarget, FunctionOutcome, Incoming, NamedSource, ReceiveProgress, RoundStats,
-    SessionFunction, SourceConfig, SourceSession, Timings,
+    DestinationConfig, DestinationSession, DestinationTarget, FunctionOutcome, Incoming, NamedSource, ReceiveProgress,
+    RoundStats, SessionFunction, SourceConfig, SourceSession, Timings,
 };
 use towline_linux::memory::MappedMemory;
 use uuid::Uuid;
@@ -174,7 +176,8 @@ fn parts(object: &Object<'_>, deaf: Option<MemoryRange>) -> Result<Parts, Fault>
 }
 
 fn config_of(json: &str) -> Result<ConfigJson, Fault> {
-    serde_json::from_str(json).map_err(|e| Fault::argument(format!("the session's configuration has not its documented shape: {e}")))
+    serde_json::from_str(json)
+        .map_err(|e| Fault::argument(format!("the session's configuration has not its documented shape: {e}")))
 }
 
 fn points(faults: Option<&FaultsJson>) -> Result<(FaultPoints, Option<MemoryRange>), Fault> {
@@ -293,10 +296,12 @@ impl NativeSourceSession {
 impl NativeSourceSession {
     #[napi]
     pub fn offer<'e>(&self, env: &'e Env, json: String) -> napi::Result<Object<'e>> {
-        let descriptor: Value = serde_json::from_str(&json).map_err(|e| Fault::argument(format!("the offer is not JSON: {e}")))?;
+        let descriptor: Value =
+            serde_json::from_str(&json).map_err(|e| Fault::argument(format!("the offer is not JSON: {e}")))?;
         self.step(env, "offer", move |s, _| {
             let outcome = s.offer(descriptor)?;
-            Ok(json!({ "epoch": s.epoch().to_string(), "mismatches": outcome.mismatches, "rttMs": outcome.rtt_ms }).to_string())
+            Ok(json!({ "epoch": s.epoch().to_string(), "mismatches": outcome.mismatches, "rttMs": outcome.rtt_ms })
+                .to_string())
         })
     }
 
@@ -353,7 +358,8 @@ impl NativeSourceSession {
     pub fn stop<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
         self.step(env, "stop", |s, _| {
             let stopped = s.stop()?;
-            Ok(json!({ "askedNs": stopped.asked_ns.to_string(), "stoppedNs": stopped.stopped_ns.to_string() }).to_string())
+            Ok(json!({ "askedNs": stopped.asked_ns.to_string(), "stoppedNs": stopped.stopped_ns.to_string() })
+                .to_string())
         })
     }
 
@@ -416,10 +422,7 @@ impl NativeSourceSession {
         self.step(env, "dirty-runs", move |s, _| {
             let mut runs = Vec::new();
             s.ledger().next_runs(u64::from(max_pages), &mut runs);
-            Ok(runs
-                .into_iter()
-                .map(|r| Range::of(MemoryRange { gpa: r.gpa, len: r.len }))
-                .collect::<Vec<_>>())
+            Ok(runs.into_iter().map(|r| Range::of(MemoryRange { gpa: r.gpa, len: r.len })).collect::<Vec<_>>())
         })
     }
 
@@ -509,8 +512,11 @@ impl NativeDestinationSession {
         self.step(env, "read-offer", |r, _| {
             Ok(match r.session.read_offer()? {
                 Incoming::Offer(offer) => {
-                    let memory: Vec<Value> =
-                        offer.memory.iter().map(|m| json!({ "gpa": m.gpa.to_string(), "len": m.len.to_string() })).collect();
+                    let memory: Vec<Value> = offer
+                        .memory
+                        .iter()
+                        .map(|m| json!({ "gpa": m.gpa.to_string(), "len": m.len.to_string() }))
+                        .collect();
                     json!({
                         "type": "offer", "session": offer.session.to_string(), "epoch": offer.epoch.to_string(),
                         "descriptor": offer.descriptor, "memory": memory, "sections": offer.sections,

@@ -12,8 +12,8 @@ use towline_core::channel::{ChannelError, ChannelErrorKind};
 use towline_nvme::admin::AdminClient;
 use towline_nvme::hmlm::FunctionReset;
 use towline_nvme::model::{
-    CONTROLLING_CNTLID, CommandSet, Controller, ControllerKind, EmbeddedAdmin, FaultAction, FaultRule, InterruptSink, ModelError, NamespaceConfig,
-    Rates, Subsystem, SubsystemConfig,
+    CONTROLLING_CNTLID, CommandSet, Controller, ControllerKind, EmbeddedAdmin, FaultAction, FaultRule, InterruptSink,
+    ModelError, NamespaceConfig, Rates, Subsystem, SubsystemConfig,
 };
 use towline_nvme::status::Status;
 use towline_tenant::TenantInterrupts;

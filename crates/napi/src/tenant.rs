@@ -45,7 +45,8 @@ pub struct NativeTenant {
 }
 
 fn spec_of(json: &str) -> Result<(TenantSpec, u8), Fault> {
-    let value: Value = serde_json::from_str(json).map_err(|e| Fault::argument(format!("the tenant's spec is not JSON: {e}")))?;
+    let value: Value =
+        serde_json::from_str(json).map_err(|e| Fault::argument(format!("the tenant's spec is not JSON: {e}")))?;
     let defaults = TenantSpec::default();
     let long = |name: &str, default: u64| value.get(name).map_or(Ok(default), |v| u64_of_json(name, v));
     let short = |name: &str, default: u32| {
@@ -147,7 +148,8 @@ impl NativeTenant {
 impl NativeTenant {
     #[napi]
     pub fn layout(&self) -> String {
-        let range = |r: towline_core::memory::MemoryRange| json!({ "gpa": r.gpa.to_string(), "len": r.len.to_string() });
+        let range =
+            |r: towline_core::memory::MemoryRange| json!({ "gpa": r.gpa.to_string(), "len": r.len.to_string() });
         json!({
             "stateGpa": self.layout.state().to_string(),
             "telemetry": range(self.layout.telemetry()),
@@ -176,8 +178,7 @@ impl NativeTenant {
             None => attach(&inner.memory, &inner.view, inner.base_gpa)?,
         };
         let how = RunOptions { host_tag: self.host_tag, flush_only: options.flush_only };
-        let handle =
-            tenant.run(log, inner.memory.marks.clone(), inner.interrupts.clone(), how).map_err(Fault::from)?;
+        let handle = tenant.run(log, inner.memory.marks.clone(), inner.interrupts.clone(), how).map_err(Fault::from)?;
         inner.handle = Some(Arc::new(handle));
         Ok(())
     }

@@ -6,7 +6,7 @@ use towline_core::fsm::DeviceState;
 use towline_core::stream::{Event, SectionKind};
 
 use super::{DestinationSession, ReceiveProgress, Section, Step};
-use crate::dialogue::{Digest, Message, Offer};
+use crate::dialogue::{Digest, Message, Offer, epoch_step_limit};
 use crate::error::EngineError;
 use crate::fence::{Record, Role};
 use crate::session::{channel_error, set_state};
@@ -72,7 +72,8 @@ impl DestinationSession {
             }
         };
         self.epoch = epoch;
-        let functions = offer.functions.iter().map(|f| f.id.clone()).collect();
+        let functions: Vec<String> = offer.functions.iter().map(|f| f.id.clone()).collect();
+        epoch_step_limit(epoch, self.config.fence.highest_epoch(&functions)?)?;
         let record = Record::Opened { session: offer.session, role: Role::Destination, functions, epoch };
         self.config.fence.append(offer.session, Role::Destination, record)?;
         self.opened = true;

@@ -18,7 +18,7 @@ use super::pages_out::{BATCH_BYTES, PageSender, mark_first_pass};
 use super::state_io::StateDigest;
 use super::{NamedSource, SessionFunction, Timings};
 use crate::cancel::Cancel;
-use crate::dialogue::{DIALOGUE_VERSION, Message, Mismatch, Offer, OfferedFunction, OfferedRange};
+use crate::dialogue::{DIALOGUE_VERSION, Message, Mismatch, Offer, OfferedFunction, OfferedRange, epoch_step_limit};
 use crate::error::EngineError;
 use crate::faultpoints::FaultPoints;
 use crate::fence::{Fence, Record, Role};
@@ -240,6 +240,7 @@ impl SourceSession {
             other => return Err(unexpected("waiting for the answer", &other)),
         };
         let mut outcome = OfferOutcome { mismatches: answer.mismatches, rtt_ms: 0.0, peer_epoch: answer.epoch_seen };
+        epoch_step_limit(answer.epoch_seen, self.epoch)?;
         if outcome.mismatches.is_empty() {
             outcome.rtt_ms = self.round_trip()?;
             self.peer_memory_is_fresh = answer.memory_is_fresh;
