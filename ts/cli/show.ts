@@ -52,7 +52,9 @@ export function showReport(out: Output, report: MigrationReport): void {
   if (out.json) return;
   out.line(`${report.outcome}: session ${report.session}, epoch ${report.epoch}${report.why === undefined ? '' : ` (${report.why})`}`);
   if (report.outcome !== 'dry-run') {
-    out.line(`downtime ${ms(report.downtimeMs)}, total ${ms(report.totalMs)}, ${report.rounds} rounds`);
+    // The destination can't tell how long the source had stopped before.
+    const downtime = report.role === 'source' ? `downtime ${ms(report.downtimeMs)}, ` : '';
+    out.line(`${downtime}total ${ms(report.totalMs)}, ${report.rounds} rounds`);
     out.line(`memory ${showBytes(report.bytes.memory)}, device state ${showBytes(report.bytes.deviceState)}, on the wire ${showBytes(report.bytes.wire)}`);
     out.table(['PHASE', 'TIME'], report.phases.map((p) => [p.name, ms(p.ms)]));
   }

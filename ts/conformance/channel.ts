@@ -30,7 +30,7 @@ function stateChecks(subject: ChannelSubject): Check[] {
       }),
     ],
     ['channel/initial', 'a new instance runs', using(({ channel }) => expectState(channel, 'running', 'opening'))],
-    ['channel/arcs', 'every state is reached from every other, as the kernel does', using(checkArcs)],
+    ['channel/arcs', 'every state is reached from every other, as the kernel does', using((i) => checkArcs(i, subject))],
     ['channel/illegal-arcs', 'arcs that do not exist are refused and change nothing', using(checkIllegalArcs)],
     [
       'channel/read-elsewhere',
@@ -56,10 +56,10 @@ function stateChecks(subject: ChannelSubject): Check[] {
       'channel/read-to-end',
       'the state is read to its end, in large and in small pieces',
       using(async ({ channel }) => {
-        const large = await save(channel, 1 << 20);
+        const large = await save(channel, 1 << 20, subject.maxStateBytes);
         expect(large.length > 0, 'the state is empty');
         await channel.setState('stop');
-        const small = await save(channel, 7);
+        const small = await save(channel, 7, subject.maxStateBytes);
         expect(small.length === large.length, `the state has ${large.length} bytes, read in pieces of 7 it has ${small.length}`);
       }),
     ],
@@ -67,17 +67,18 @@ function stateChecks(subject: ChannelSubject): Check[] {
       'channel/read-again',
       'stop-copy, left and entered again, gives the whole state anew',
       using(async ({ channel }) => {
+        const whole = await save(channel, undefined, subject.maxStateBytes);
+        await channel.setState('stop');
         await channel.setState('stop-copy');
         const first = await channel.read(8);
-        expect(first.kind === 'bytes', `the first read in stop-copy gives ${first.kind}`);
+        expect(first.kind === 'bytes', `the first read after stop-copy was entered again gives ${first.kind}`);
         await channel.setState('stop');
-        const again = await save(channel);
-        const start = first.kind === 'bytes' ? first.bytes : new Uint8Array();
-        expect(again.length > start.length, 'the second time the state is cut');
+        const again = await save(channel, undefined, subject.maxStateBytes);
+        expect(again.length === whole.length, `first the state had ${whole.length} bytes, after a part was read ${again.length}`);
       }),
     ],
-    ['channel/pending', 'what is pending is told, and reads stay possible', using(checkPending)],
-    ['channel/pre-copy', 'pre-copy runs out with empty-for-now, never with end', using(checkPreCopy)],
+    ['channel/pending', 'what is pending is told, and reads stay possible', using((i) => checkPending(i, subject))],
+    ['channel/pre-copy', 'pre-copy runs out with empty-for-now, never with end', using((i) => checkPreCopy(i, subject))],
     ['channel/reset', 'a reset leads to running from every state', using(checkReset)],
     ['channel/reset-error', 'a reset leads out of error', using(checkResetError)],
     ['channel/abort', 'a fired signal is heard by every call, in every state, and changes nothing', using(checkAbort)],
@@ -93,8 +94,8 @@ function stateChecks(subject: ChannelSubject): Check[] {
   ];
 }
 
-async function checkArcs({ channel }: ChannelInstance): Promise<void> {
-  const state = await save(channel);
+async function checkArcs({ channel }: ChannelInstance, subject: ChannelSubject): Promise<void> {
+  const state = await save(channel, undefined, subject.maxStateBytes);
   await channel.setState('running');
   const states = statesOf(channel.flags);
   for (const from of states) {
@@ -123,17 +124,17 @@ async function checkIllegalArcs({ channel }: ChannelInstance): Promise<void> {
   }
 }
 
-async function checkPending({ channel }: ChannelInstance): Promise<void> {
+async function checkPending({ channel }: ChannelInstance, subject: ChannelSubject): Promise<void> {
   await channel.setState('stop-copy');
   const pending = await channel.pending();
   for (const [name, value] of Object.entries(pending)) {
     expect(typeof value === 'bigint' && value >= 0n, `pending().${name} is ${String(value)}; a bigint of 0 or more is expected`);
   }
-  const state = await readToEnd(channel);
+  const state = await readToEnd(channel, undefined, subject.maxStateBytes);
   expect(state.length > 0, 'after pending() the state is empty');
 }
 
-async function checkPreCopy({ channel }: ChannelInstance): Promise<void> {
+async function checkPreCopy({ channel }: ChannelInstance, subject: ChannelSubject): Promise<void> {
   if (!channel.flags.preCopy) throw new NotExercised('flags.preCopy is false');
   await channel.setState('pre-copy');
   for (let reads = 0; reads < 10_000; reads += 1) {
@@ -141,7 +142,7 @@ async function checkPreCopy({ channel }: ChannelInstance): Promise<void> {
     expect(result.kind !== 'end', 'a read in pre-copy gives end; the state is never complete while the function runs');
     if (result.kind !== 'empty-for-now') continue;
     await channel.setState('stop-copy');
-    await readToEnd(channel);
+    await readToEnd(channel, undefined, subject.maxStateBytes);
     return;
   }
   expect(false, 'pre-copy gives bytes without end although nothing changes');

@@ -23,6 +23,8 @@ export interface ChannelSubject {
    * the state of the other.
    */
   open(): Promise<ChannelInstance>;
+  /** More than so many bytes of state are taken for a channel that never ends. Default: 64 MiB. */
+  readonly maxStateBytes?: number | undefined;
 }
 
 /** One writer and its dirty source. */

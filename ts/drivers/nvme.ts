@@ -51,7 +51,7 @@ export class NvmeControllingFunction implements ControllingFunction {
 
   /**
    * The functions that this process provisioned, and those that it found online: these have a UUID made from the subsystem and the
-   * controller identifier until somebody adopts them.
+   * controller identifier.
    */
   async list(options: WaitOptions = {}): Promise<readonly ControlledFunction[]> {
     return this.#exclusive(options, async () => {

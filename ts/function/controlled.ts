@@ -85,12 +85,6 @@ export abstract class BaseFunction implements ControlledFunction {
     if (to === 'released' || to === 'lost') this.#exposure = 'none';
   }
 
-  adopt(identity: FunctionIdentity): void {
-    this.#uuid = checkUuid(identity.uuid);
-    this.#name = identity.name;
-    this.#spec = { ...this.#spec, uuid: this.#uuid, name: this.#name };
-  }
-
   channel(): StateChannel {
     this.#checkUsable();
     this.#channel ??= this.openChannel();

@@ -122,8 +122,6 @@ export interface MigratableFunction {
   explain(options?: WaitOptions): Promise<readonly Reason[]>;
   /** Whether somebody drives it now, as far as that can be told. */
   inUse?(): Promise<boolean>;
-  /** Takes over the identity of the function whose state it was given; `receive` calls it once the commit is durable. */
-  adopt?(identity: FunctionIdentity): void;
 }
 
 /** A controlled function, from the moment it is provisioned until it is released. */

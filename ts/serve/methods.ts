@@ -152,7 +152,12 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
         linkTimeoutMs: params.optionalCount('linkTimeoutMs', 1, DAY_MS),
       }),
     };
-    return host.exclusively(found, () => follow(migrate(found.map(({ fn }) => fn), options), context));
+    return host.exclusively(found, async () => {
+      const report = await follow(migrate(found.map(({ fn }) => fn), options), context);
+      // They are the destination's now: what is left of them here goes back to the controlling function.
+      if (report.outcome === 'committed') for (const held of found) await host.release(held);
+      return report;
+    });
   },
 
   receive: async (host, params, context) => {
