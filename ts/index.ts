@@ -4,7 +4,13 @@
  */
 export type { WaitOptions } from './abort.js';
 export * from './bar/index.js';
-export type { ControllingDriver, ControllingFunction, DiscoveredController, KindCapacity, RateLimit } from './drivers/driver.js';
+export type {
+  ControllingDriver,
+  ControllingFunction,
+  DiscoveredController,
+  KindCapacity,
+  RateLimit,
+} from './drivers/driver.js';
 export {
   EmbeddedControllingFunction,
   EmbeddedDriver,
@@ -32,13 +38,15 @@ export {
   type TowlineErrorFields,
   type TowlineErrorJson,
 } from './errors.js';
+export type { NvmeResource } from './drivers/nvme/admin.js';
+export type { EmbeddedController } from './native/binding.js';
 export { exposureFor, type Exposure, type ExposureOwnership } from './exposure/exposure.js';
 export * from './function/index.js';
 export { receive } from './migration/destination.js';
 export type { FaultPoints } from './migration/faults.js';
-export type { Fence, FenceRecord } from './migration/fence.js';
-export { forecast, type Forecast, type ForecastInput } from './migration/forecast.js';
-export { Journal, type JournalSession } from './migration/journal.js';
+export type { Fence, FenceRecord, Role } from './migration/fence.js';
+export { forecast, type Forecast, type ForecastDowntime, type ForecastInput, type Obstacle } from './migration/forecast.js';
+export { Journal, type JournalSession, type Verdict } from './migration/journal.js';
 export type { Link } from './migration/link.js';
 export { GuestMemory, type MemoryRegion } from './migration/memory.js';
 export { Migration } from './migration/migration.js';
@@ -48,5 +56,6 @@ export { PHASES, type Phase, type PhaseTime } from './migration/phases.js';
 export type { MigrationPolicy } from './migration/policy.js';
 export { DIAGNOSTICS_CHANNEL, type MigrationEvent } from './migration/progress.js';
 export type { MigrationReport, Outcome } from './migration/report.js';
+export { recover, type Recovered, type RecoverOptions } from './migration/recover.js';
 export { migrate } from './migration/source.js';
 export { version } from './version.js';

@@ -113,7 +113,11 @@ export class BarFilter {
     const at = section.at + (low - 1) * RULE_BYTES;
     const start = this.#view.getBigUint64(at, true);
     if (offset - start >= this.#view.getBigUint64(at + 8, true)) return undefined;
-    return { rule: this.#view.getUint32(at + 16, true), shadow: this.#view.getUint32(at + 24, true), offset: Number(start) };
+    return {
+      rule: this.#view.getUint32(at + 16, true),
+      shadow: this.#view.getUint32(at + 24, true),
+      offset: Number(start),
+    };
   }
 
   /** The write-one-to-clear shadow with its initial values. */
@@ -137,7 +141,10 @@ export class BarFilter {
       throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${pageSizeBytes} is no page size`);
     }
     const json = nativeSync(() => binding().barMmapPlan(this.#bytes, pageSizeBytes));
-    return (JSON.parse(json) as { offset: string; len: string }[]).map((r) => ({ offset: BigInt(r.offset), length: BigInt(r.len) }));
+    return (JSON.parse(json) as { offset: string; len: string }[]).map((r) => ({
+      offset: BigInt(r.offset),
+      length: BigInt(r.len),
+    }));
   }
 
   /** Where the class of the byte at `at` begins. */

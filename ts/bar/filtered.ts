@@ -15,7 +15,9 @@ export interface BarTarget {
 
 /** Answers what a policy traps. `rule` is the index in the policy; `undefined` where trapping is the default. */
 export interface BarTrapHandler {
+  /** Answers a read of `length` bytes, 1 to 8. */
   read(offset: bigint, length: number, rule: number | undefined): Uint8Array;
+  /** Takes a write of 1 to 8 bytes. */
   write(offset: bigint, data: Uint8Array, rule: number | undefined): void;
 }
 
@@ -53,7 +55,8 @@ export class FilteredBar implements BarTarget {
       const at = offset + BigInt(from);
       const op = verdicts[0]?.op;
       if (op === 'target') {
-        for (const [start, size] of pieces(at, to - from)) out.set(this.#target.read(at + BigInt(start), size), from + start);
+        for (const [start, size] of pieces(at, to - from))
+          out.set(this.#target.read(at + BigInt(start), size), from + start);
         verdicts.forEach((v, i) => (out[from + i] = ((out[from + i] ?? 0) & v.and) | v.or));
       } else if (op === 'fixed') verdicts.forEach((v, i) => (out[from + i] = v.or));
       else if (op === 'trap') out.set(this.#traps.read(at, to - from, rule).subarray(0, to - from), from);
@@ -70,7 +73,8 @@ export class FilteredBar implements BarTarget {
       const part = data.slice(from, to);
       if (op === 'target') {
         verdicts.forEach((v, i) => (part[i] = ((part[i] ?? 0) & v.and) | v.or));
-        for (const [start, size] of pieces(at, part.length)) this.#target.write(at + BigInt(start), part.subarray(start, start + size));
+        for (const [start, size] of pieces(at, part.length))
+          this.#target.write(at + BigInt(start), part.subarray(start, start + size));
       } else if (op === 'trap') this.#traps.write(at, part, rule);
       else if (op === 'shadow') {
         part.forEach((value, i) => {
@@ -86,7 +90,10 @@ export class FilteredBar implements BarTarget {
     const indexes = Array.from(bits, (_, i) => {
       const at = offset + BigInt(i);
       if (this.filter.lookup(at, 'read').op !== 'shadow') {
-        throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `the byte at 0x${at.toString(16)} is not write-one-to-clear`);
+        throw new TowlineError(
+          'ERR_TOWLINE_INVALID_ARGUMENT',
+          `the byte at 0x${at.toString(16)} is not write-one-to-clear`,
+        );
       }
       return this.#shadowIndex(at);
     });
@@ -112,7 +119,11 @@ export class FilteredBar implements BarTarget {
     for (let to = 1; to <= length; to += 1) {
       const first = ways[from];
       const next = ways[to];
-      if (first === undefined || (next !== undefined && next.verdict.op === first.verdict.op && next.rule === first.rule)) continue;
+      if (
+        first === undefined ||
+        (next !== undefined && next.verdict.op === first.verdict.op && next.rule === first.rule)
+      )
+        continue;
       yield { from, to, verdicts: ways.slice(from, to).map((w) => w.verdict), rule: first.rule };
       from = to;
     }
@@ -131,7 +142,7 @@ function* pieces(offset: bigint, length: number): Generator<[number, number]> {
     yield [0, length];
     return;
   }
-  for (let done = 0; done < length; ) {
+  for (let done = 0; done < length;) {
     const step = [8, 4, 2].find((n) => n <= length - done && (offset + BigInt(done)) % BigInt(n) === 0n) ?? 1;
     yield [done, step];
     done += step;

@@ -66,7 +66,8 @@ export function checkLayout(bytes: Uint8Array): FilterHeader {
   if (bytes.length > MAX_FILTER_BYTES) throw damaged(`${bytes.length} bytes, the limit is ${MAX_FILTER_BYTES}`);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   if (MAGIC.some((b, i) => bytes[i] !== b)) throw damaged('the magic is missing');
-  if (view.getUint32(8, true) !== VERSION) throw damaged(`layout version ${view.getUint32(8, true)}, known is ${VERSION}`);
+  if (view.getUint32(8, true) !== VERSION)
+    throw damaged(`layout version ${view.getUint32(8, true)}, known is ${VERSION}`);
   if (view.getUint32(12, true) !== HEADER_BYTES) throw damaged('the header has another length');
   if (view.getUint32(40, true) !== PAGE_SHIFT || view.getUint32(44, true) !== 2) throw damaged('page or granule size');
   if (capped(view, 16, MAX_FILTER_BYTES, 'the length') !== bytes.length) throw damaged('the length does not match');
@@ -76,7 +77,8 @@ export function checkLayout(bytes: Uint8Array): FilterHeader {
   const section = (at: number, size: number, most: number, what: string): Section => {
     const start = capped(view, at, bytes.length, what);
     const count = capped(view, at + 8, most, what);
-    if (start < HEADER_BYTES || start % 8 !== 0 || start + count * size > bytes.length) throw damaged(`${what} lie outside`);
+    if (start < HEADER_BYTES || start % 8 !== 0 || start + count * size > bytes.length)
+      throw damaged(`${what} lie outside`);
     return { at: start, count };
   };
   const pageCount = Math.ceil(visibleBytes / 4096);
@@ -127,7 +129,8 @@ function checkRules(view: DataView, header: FilterHeader, section: Section): voi
     const at = section.at + n * RULE_BYTES;
     const offset = view.getBigUint64(at, true);
     const length = view.getBigUint64(at + 8, true);
-    if (length === 0n || offset < end || offset + length > BigInt(header.visibleBytes)) throw damaged(`rule record ${n}`);
+    if (length === 0n || offset < end || offset + length > BigInt(header.visibleBytes))
+      throw damaged(`rule record ${n}`);
     end = offset + length;
     if (view.getUint32(at + 16, true) >= header.rules) throw damaged(`rule record ${n}`);
     if (view.getUint32(at + 20, true) !== KIND_WRITE_ONE_TO_CLEAR) continue;

@@ -106,7 +106,10 @@ export interface BarPolicyJson {
 
 function patternJson(pattern: BarPattern, rule: string): { bytes: number; value: string } {
   if (pattern.value < 0n || pattern.value >> BigInt(8 * pattern.bytes) !== 0n) {
-    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `rule "${rule}": ${pattern.value} does not fit ${pattern.bytes} bytes`);
+    throw new TowlineError(
+      'ERR_TOWLINE_INVALID_ARGUMENT',
+      `rule "${rule}": ${pattern.value} does not fit ${pattern.bytes} bytes`,
+    );
   }
   return { bytes: pattern.bytes, value: pattern.value.toString() };
 }
@@ -193,7 +196,13 @@ export class BarPolicyBuilder implements BarPolicy {
   }
 
   /** Sets the bits of `bits`. */
-  setBits(name: string, offset: bigint, length: bigint, bits: BarPattern, access: BarAccess = 'both'): BarPolicyBuilder {
+  setBits(
+    name: string,
+    offset: bigint,
+    length: bigint,
+    bits: BarPattern,
+    access: BarAccess = 'both',
+  ): BarPolicyBuilder {
     return this.rule({ name, offset, length, access, action: { kind: 'bits', and: u8(0xff), or: bits } });
   }
 

@@ -30,7 +30,11 @@ function stateChecks(subject: ChannelSubject): Check[] {
       }),
     ],
     ['channel/initial', 'a new instance runs', using(({ channel }) => expectState(channel, 'running', 'opening'))],
-    ['channel/arcs', 'every state is reached from every other, as the kernel does', using((i) => checkArcs(i, subject))],
+    [
+      'channel/arcs',
+      'every state is reached from every other, as the kernel does',
+      using((i) => checkArcs(i, subject)),
+    ],
     ['channel/illegal-arcs', 'arcs that do not exist are refused and change nothing', using(checkIllegalArcs)],
     [
       'channel/read-elsewhere',
@@ -60,7 +64,10 @@ function stateChecks(subject: ChannelSubject): Check[] {
         expect(large.length > 0, 'the state is empty');
         await channel.setState('stop');
         const small = await save(channel, 7, subject.maxStateBytes);
-        expect(small.length === large.length, `the state has ${large.length} bytes, read in pieces of 7 it has ${small.length}`);
+        expect(
+          small.length === large.length,
+          `the state has ${large.length} bytes, read in pieces of 7 it has ${small.length}`,
+        );
       }),
     ],
     [
@@ -74,11 +81,18 @@ function stateChecks(subject: ChannelSubject): Check[] {
         expect(first.kind === 'bytes', `the first read after stop-copy was entered again gives ${first.kind}`);
         await channel.setState('stop');
         const again = await save(channel, undefined, subject.maxStateBytes);
-        expect(again.length === whole.length, `first the state had ${whole.length} bytes, after a part was read ${again.length}`);
+        expect(
+          again.length === whole.length,
+          `first the state had ${whole.length} bytes, after a part was read ${again.length}`,
+        );
       }),
     ],
     ['channel/pending', 'what is pending is told, and reads stay possible', using((i) => checkPending(i, subject))],
-    ['channel/pre-copy', 'pre-copy runs out with empty-for-now, never with end', using((i) => checkPreCopy(i, subject))],
+    [
+      'channel/pre-copy',
+      'pre-copy runs out with empty-for-now, never with end',
+      using((i) => checkPreCopy(i, subject)),
+    ],
     ['channel/reset', 'a reset leads to running from every state', using(checkReset)],
     ['channel/reset-error', 'a reset leads out of error', using(checkResetError)],
     ['channel/abort', 'a fired signal is heard by every call, in every state, and changes nothing', using(checkAbort)],
@@ -128,7 +142,10 @@ async function checkPending({ channel }: ChannelInstance, subject: ChannelSubjec
   await channel.setState('stop-copy');
   const pending = await channel.pending();
   for (const [name, value] of Object.entries(pending)) {
-    expect(typeof value === 'bigint' && value >= 0n, `pending().${name} is ${String(value)}; a bigint of 0 or more is expected`);
+    expect(
+      typeof value === 'bigint' && value >= 0n,
+      `pending().${name} is ${String(value)}; a bigint of 0 or more is expected`,
+    );
   }
   const state = await readToEnd(channel, undefined, subject.maxStateBytes);
   expect(state.length > 0, 'after pending() the state is empty');
@@ -160,7 +177,10 @@ async function checkResetError({ channel, fail }: ChannelInstance): Promise<void
   if (fail === undefined) throw new NotExercised('the subject has no means to bring the device into error');
   await fail();
   await expectState(channel, 'error', 'fail()');
-  await expectRefusal('setState(running) in error', () => channel.setState('running'), [...STATE, 'ERR_TOWLINE_DEVICE']);
+  await expectRefusal('setState(running) in error', () => channel.setState('running'), [
+    ...STATE,
+    'ERR_TOWLINE_DEVICE',
+  ]);
   await channel.reset();
   await expectState(channel, 'running', 'a reset in error');
 }
@@ -187,5 +207,6 @@ async function checkAbort({ channel }: ChannelInstance): Promise<void> {
 
 /** Runs every check of a state channel, one after another. Destroys the state of the instances. */
 export async function* conformStateChannel(subject: ChannelSubject): AsyncGenerator<CheckResult, void, void> {
-  for (const [name, passed, work] of [...stateChecks(subject), ...loadingChecks(subject)]) yield runCheck(name, passed, work);
+  for (const [name, passed, work] of [...stateChecks(subject), ...loadingChecks(subject)])
+    yield runCheck(name, passed, work);
 }

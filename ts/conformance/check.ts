@@ -34,19 +34,32 @@ export function expect(condition: boolean, why: string): void {
 export const CHECK_TIMEOUT_MS = 30_000;
 
 /** Fails the check unless `work` rejects with a {@link TowlineError} of one of `codes`. */
-export async function expectRefusal(what: string, work: () => Promise<unknown>, codes: readonly string[]): Promise<void> {
+export async function expectRefusal(
+  what: string,
+  work: () => Promise<unknown>,
+  codes: readonly string[],
+): Promise<void> {
   try {
     await work();
   } catch (error) {
     if (isTowlineError(error) && codes.includes(error.code)) return;
-    const seen = isTowlineError(error) ? error.code : `${error instanceof Error ? error.name : typeof error} (no TowlineError)`;
-    throw new CheckFailure(`${what} is refused with ${seen}: ${unwrapFault(error).message}; expected ${codes.join(' or ')}`);
+    const seen = isTowlineError(error)
+      ? error.code
+      : `${error instanceof Error ? error.name : typeof error} (no TowlineError)`;
+    throw new CheckFailure(
+      `${what} is refused with ${seen}: ${unwrapFault(error).message}; expected ${codes.join(' or ')}`,
+    );
   }
   throw new CheckFailure(`${what} is not refused; expected ${codes.join(' or ')}`);
 }
 
 /** Runs one check and tells how it ended; never throws. */
-export async function runCheck(check: string, passed: string, work: () => Promise<void>, timeoutMs = CHECK_TIMEOUT_MS): Promise<CheckResult> {
+export async function runCheck(
+  check: string,
+  passed: string,
+  work: () => Promise<void>,
+  timeoutMs = CHECK_TIMEOUT_MS,
+): Promise<CheckResult> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new CheckFailure(`no answer within ${timeoutMs} ms`)), timeoutMs);
@@ -58,7 +71,11 @@ export async function runCheck(check: string, passed: string, work: () => Promis
     return { check, outcome: 'passed', why: passed };
   } catch (error) {
     if (error instanceof NotExercised) return { check, outcome: 'not-exercised', why: error.message };
-    return { check, outcome: 'failed', why: error instanceof CheckFailure ? error.message : `unexpected: ${unwrapFault(error).message}` };
+    return {
+      check,
+      outcome: 'failed',
+      why: error instanceof CheckFailure ? error.message : `unexpected: ${unwrapFault(error).message}`,
+    };
   } finally {
     clearTimeout(timer);
   }

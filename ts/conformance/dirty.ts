@@ -63,7 +63,10 @@ async function checkConcurrent(instance: DirtyInstance): Promise<void> {
   for (const [gpa, len] of writes(instance, 64)) {
     const [during] = await Promise.all([source.harvest(), write(gpa, len)]);
     const after = await source.harvest();
-    expect(covers([...during, ...after], gpa, BigInt(len)), `${len} bytes written at 0x${gpa.toString(16)} during a harvest are lost`);
+    expect(
+      covers([...during, ...after], gpa, BigInt(len)),
+      `${len} bytes written at 0x${gpa.toString(16)} during a harvest are lost`,
+    );
   }
   await source.stop();
 }
@@ -79,7 +82,10 @@ async function checkAgain(instance: DirtyInstance): Promise<void> {
   for (let round = 1; round <= 3; round += 1) {
     await write(gpa, len);
     const harvest = await source.harvest();
-    expect(covers(harvest, gpa, BigInt(len)), `written for the ${round}. time, ${len} bytes at 0x${gpa.toString(16)} are not told`);
+    expect(
+      covers(harvest, gpa, BigInt(len)),
+      `written for the ${round}. time, ${len} bytes at 0x${gpa.toString(16)} are not told`,
+    );
     const quiet = await source.harvest();
     expect(quiet.length === 0, `a harvest without writes still tells ${quiet.length} ranges`);
   }
@@ -89,7 +95,10 @@ async function checkAgain(instance: DirtyInstance): Promise<void> {
 async function checkGranularity(instance: DirtyInstance): Promise<void> {
   const { source, ranges, pageSizeBytes } = instance;
   const granularity = await source.start(ranges, pageSizeBytes);
-  expect(Number.isSafeInteger(granularity) && granularity > 0 && Number.isInteger(Math.log2(granularity)), `start() gives ${granularity}, which is no power of two`);
+  expect(
+    Number.isSafeInteger(granularity) && granularity > 0 && Number.isInteger(Math.log2(granularity)),
+    `start() gives ${granularity}, which is no power of two`,
+  );
   if (instance.write !== undefined) {
     for (const [gpa, len] of writes(instance, 16)) await instance.write(gpa, len);
   }
@@ -122,7 +131,9 @@ async function checkClose({ source, ranges, pageSizeBytes }: DirtyInstance): Pro
 
 async function checkAbort({ source, ranges, pageSizeBytes }: DirtyInstance): Promise<void> {
   const signal = AbortSignal.abort(new Error('the kit cancels'));
-  await expectRefusal('start with a fired signal', () => source.start(ranges, pageSizeBytes, { signal }), ['ERR_TOWLINE_ABORTED']);
+  await expectRefusal('start with a fired signal', () => source.start(ranges, pageSizeBytes, { signal }), [
+    'ERR_TOWLINE_ABORTED',
+  ]);
   await source.start(ranges, pageSizeBytes);
   await expectRefusal('harvest with a fired signal', () => source.harvest({ signal }), ['ERR_TOWLINE_ABORTED']);
   await source.stop();

@@ -32,27 +32,51 @@ async function checkLifecycle(controlling: ControllingFunction, kind: FunctionKi
   expect(fn.uuid === uuid, `${kind}: the UUID ${uuid} became ${fn.uuid}`);
   expect(fn.kind === kind, `a ${kind} was asked for and a ${fn.kind} came`);
   expect(fn.state === 'migration-enabled', `${kind}: after provisioning it is ${fn.state}`);
-  expect((await controlling.list()).some((f) => f.uuid === uuid), `${kind}: it is not listed`);
-  expect(free(await controlling.capacity(), kind) === before - 1, `${kind}: one was provisioned, and ${free(await controlling.capacity(), kind)} of ${before} are free`);
+  expect(
+    (await controlling.list()).some((f) => f.uuid === uuid),
+    `${kind}: it is not listed`,
+  );
+  expect(
+    free(await controlling.capacity(), kind) === before - 1,
+    `${kind}: one was provisioned, and ${free(await controlling.capacity(), kind)} of ${before} are free`,
+  );
   const descriptor = await fn.descriptor();
   expect(Object.keys(descriptor).length > 0, `${kind}: its descriptor is empty: every destination would fit`);
   for (const reason of await fn.explain()) {
-    expect(reason.message.length > 0 && reason.mend.length > 0, `${kind}: reason ${reason.code} does not say what and what would mend it`);
+    expect(
+      reason.message.length > 0 && reason.mend.length > 0,
+      `${kind}: reason ${reason.code} does not say what and what would mend it`,
+    );
   }
   expect(fn.channel() === fn.channel(), `${kind}: channel() gives another object each time`);
   await fn.release();
   expect(fn.state === 'released', `${kind}: after release it is ${fn.state}`);
   await fn.release();
   expect(!(await controlling.list()).some((f) => f.uuid === uuid), `${kind}: it is listed after release`);
-  expect(free(await controlling.capacity(), kind) === before, `${kind}: after release ${free(await controlling.capacity(), kind)} of ${before} are free`);
+  expect(
+    free(await controlling.capacity(), kind) === before,
+    `${kind}: after release ${free(await controlling.capacity(), kind)} of ${before} are free`,
+  );
 }
 
 async function checkWhole(controlling: ControllingFunction, kind: FunctionKind): Promise<void> {
   const before = free(await controlling.capacity(), kind);
   const attempts: [string, () => Promise<unknown>, readonly string[]][] = [
-    ['65535 queues', () => provisionFunction(controlling, { kind, queues: 65_535 }), ['ERR_TOWLINE_NO_RESOURCES', 'ERR_TOWLINE_DEVICE', 'ERR_TOWLINE_LIMIT', 'ERR_TOWLINE_UNSUPPORTED']],
-    ['a namespace that does not exist', () => provisionFunction(controlling, { kind, namespaces: [0xffff_fff0] }), ['ERR_TOWLINE_NOT_FOUND', 'ERR_TOWLINE_UNSUPPORTED']],
-    ['a fired signal', () => provisionFunction(controlling, { kind }, { signal: AbortSignal.abort() }), ['ERR_TOWLINE_ABORTED']],
+    [
+      '65535 queues',
+      () => provisionFunction(controlling, { kind, queues: 65_535 }),
+      ['ERR_TOWLINE_NO_RESOURCES', 'ERR_TOWLINE_DEVICE', 'ERR_TOWLINE_LIMIT', 'ERR_TOWLINE_UNSUPPORTED'],
+    ],
+    [
+      'a namespace that does not exist',
+      () => provisionFunction(controlling, { kind, namespaces: [0xffff_fff0] }),
+      ['ERR_TOWLINE_NOT_FOUND', 'ERR_TOWLINE_UNSUPPORTED'],
+    ],
+    [
+      'a fired signal',
+      () => provisionFunction(controlling, { kind }, { signal: AbortSignal.abort() }),
+      ['ERR_TOWLINE_ABORTED'],
+    ],
     ['no name', () => provisionFunction(controlling, { kind, name: '' }), ['ERR_TOWLINE_INVALID_ARGUMENT']],
   ];
   for (const [what, attempt, codes] of attempts) {
@@ -65,10 +89,11 @@ async function checkWhole(controlling: ControllingFunction, kind: FunctionKind):
 async function checkTwice(controlling: ControllingFunction, kind: FunctionKind): Promise<void> {
   const fn = await provisionFunction(controlling, { kind });
   try {
-    await expectRefusal(`a second ${kind} with the same UUID`, () => provisionFunction(controlling, { kind, uuid: fn.uuid }), [
-      'ERR_TOWLINE_EXISTS',
-      'ERR_TOWLINE_NO_RESOURCES',
-    ]);
+    await expectRefusal(
+      `a second ${kind} with the same UUID`,
+      () => provisionFunction(controlling, { kind, uuid: fn.uuid }),
+      ['ERR_TOWLINE_EXISTS', 'ERR_TOWLINE_NO_RESOURCES'],
+    );
   } finally {
     await fn.release();
   }
@@ -82,7 +107,10 @@ export async function* conformDriver(subject: DriverSubject): AsyncGenerator<Che
     expect(found.includes(address), `${address} is not among what discover() finds: ${found.join(', ') || 'nothing'}`);
   });
   yield runCheck('driver/unknown-address', 'an unknown address is refused', () =>
-    expectRefusal(`open(${NOWHERE})`, () => driver.open(NOWHERE), ['ERR_TOWLINE_NOT_FOUND', 'ERR_TOWLINE_INVALID_ARGUMENT']),
+    expectRefusal(`open(${NOWHERE})`, () => driver.open(NOWHERE), [
+      'ERR_TOWLINE_NOT_FOUND',
+      'ERR_TOWLINE_INVALID_ARGUMENT',
+    ]),
   );
   let controlling: ControllingFunction | undefined;
   const opened = await runCheck('driver/open', 'the controlling function opens', async () => {
@@ -96,7 +124,8 @@ export async function* conformDriver(subject: DriverSubject): AsyncGenerator<Che
     ['driver/whole-or-nothing', 'what fails leaves nothing behind', checkWhole],
     ['driver/one-uuid', 'a UUID is given once', checkTwice],
   ];
-  for (const [name, passed, work] of checks) yield runCheck(name, passed, () => eachKind(open, (kind) => work(open, kind)));
+  for (const [name, passed, work] of checks)
+    yield runCheck(name, passed, () => eachKind(open, (kind) => work(open, kind)));
   yield runCheck('driver/close', 'close is idempotent, and refuses what comes after it', async () => {
     await open.close();
     await open.close();

@@ -48,9 +48,13 @@ export async function* conformFunction(
   options: ConformFunctionOptions,
 ): AsyncGenerator<CheckResult, void, void> {
   if (!options.destructive) {
-    throw new TowlineError('ERR_TOWLINE_REFUSED', 'the checks reset the function and overwrite its state: say so by destructive (--destructive)', {
-      function: fn.uuid,
-    });
+    throw new TowlineError(
+      'ERR_TOWLINE_REFUSED',
+      'the checks reset the function and overwrite its state: say so by destructive (--destructive)',
+      {
+        function: fn.uuid,
+      },
+    );
   }
   if (fn.exposure !== 'none' || (await fn.inUse?.())) {
     throw new TowlineError('ERR_TOWLINE_BUSY', `${fn.name} is in use`, { function: fn.uuid });
@@ -62,7 +66,8 @@ export async function* conformFunction(
     const subject: ChannelSubject = {
       open: async (): Promise<ChannelInstance> => {
         const channel = free.shift();
-        if (channel === undefined) throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', 'the kit opened more than two instances');
+        if (channel === undefined)
+          throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', 'the kit opened more than two instances');
         await channel.reset();
         const instance = view(channel);
         let closed = false;

@@ -83,7 +83,12 @@ export function loadingChecks(subject: ChannelSubject): Check[] {
       withState(async (channel, state) => {
         const cuts = [0, 1, 8, state.length >> 2, state.length >> 1, state.length - 8, state.length - 1];
         for (const length of new Set(cuts.filter((n) => n >= 0 && n < state.length))) {
-          await expectBadState(`a state cut to ${length} of ${state.length} bytes`, channel, state.subarray(0, length), state);
+          await expectBadState(
+            `a state cut to ${length} of ${state.length} bytes`,
+            channel,
+            state.subarray(0, length),
+            state,
+          );
         }
       }),
     ],
@@ -125,10 +130,16 @@ async function checkBehaviour(subject: ChannelSubject): Promise<void> {
     try {
       const { channel, observe } = destination;
       if (observe === undefined) throw new NotExercised('the subject has no means to observe the device');
-      expect((await observe.call(destination)) !== before, 'a new instance behaves like a stimulated one before it got its state: the stimulus shows nothing');
+      expect(
+        (await observe.call(destination)) !== before,
+        'a new instance behaves like a stimulated one before it got its state: the stimulus shows nothing',
+      );
       await load(channel, state);
       const after = await observe.call(destination);
-      expect(after === before, `the first instance showed ${clip(before)}, the second one with its state shows ${clip(after)}`);
+      expect(
+        after === before,
+        `the first instance showed ${clip(before)}, the second one with its state shows ${clip(after)}`,
+      );
     } finally {
       await destination.close();
     }

@@ -62,7 +62,11 @@ export async function load(channel: StateChannel, state: Uint8Array, pieceBytes?
 }
 
 /** Brings a channel to `to`, from `running`, with `state` written where that is needed to leave again. */
-export async function goTo(channel: StateChannel, to: Parameters<StateChannel['setState']>[0], state: Uint8Array): Promise<void> {
+export async function goTo(
+  channel: StateChannel,
+  to: Parameters<StateChannel['setState']>[0],
+  state: Uint8Array,
+): Promise<void> {
   await channel.setState(to);
   if (to === 'resuming') await channel.write(state);
 }

@@ -36,11 +36,13 @@ export interface DirtyInstance {
   readonly pageSizeBytes: number;
   /** Lets the writer write `len` bytes at `gpa`, inside of the ranges; settles once they are written. */
   write?(gpa: bigint, len: number): Promise<void>;
+  /** Throws the writer away. Idempotent. */
   close(): Promise<void>;
 }
 
 /** A dirty source under test. */
 export interface DirtySubject {
+  /** A fresh writer and its source. */
   open(): Promise<DirtyInstance>;
 }
 
@@ -48,7 +50,10 @@ export interface DirtySubject {
 export type Check = readonly [name: string, passed: string, work: () => Promise<void>];
 
 /** Opens an instance for `work` and closes it whatever happens. */
-export async function withInstance<T>(subject: ChannelSubject, work: (instance: ChannelInstance) => Promise<T>): Promise<T> {
+export async function withInstance<T>(
+  subject: ChannelSubject,
+  work: (instance: ChannelInstance) => Promise<T>,
+): Promise<T> {
   const instance = await subject.open();
   try {
     return await work(instance);

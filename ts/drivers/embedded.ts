@@ -37,7 +37,9 @@ export class EmbeddedControllingFunction extends NvmeControllingFunction {
     const config = await completeConfig(options);
     const subsystem = await native(() => binding().openSubsystem(JSON.stringify(config)));
     const limits = { vf: config.maxVfs, siov: config.maxSiov };
-    const backend = new EmbeddedBackend(`embedded:${options.name}`, subsystem, limits, () => native(() => subsystem.close()));
+    const backend = new EmbeddedBackend(`embedded:${options.name}`, subsystem, limits, () =>
+      native(() => subsystem.close()),
+    );
     return new EmbeddedControllingFunction(backend, subsystem);
   }
 
@@ -66,7 +68,9 @@ export class EmbeddedControllingFunction extends NvmeControllingFunction {
 
   #mine(fn: ControlledFunction): NvmeFunction {
     if (fn instanceof NvmeFunction) return fn;
-    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${fn.name} is no function of ${this.address}`, { function: fn.uuid });
+    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${fn.name} is no function of ${this.address}`, {
+      function: fn.uuid,
+    });
   }
 }
 

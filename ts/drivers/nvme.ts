@@ -14,7 +14,15 @@ import { explainController } from './nvme/explain.js';
 import { NvmeFunction } from './nvme/function.js';
 import { claim, configure, unclaim } from './nvme/provision.js';
 
-export type { NvmeAdmin, NvmeIdentify, NvmeNamespace, NvmePrimaryCaps, NvmeSecondary, NvmeStateFormats } from './nvme/admin.js';
+export type {
+  NvmeAdmin,
+  NvmeIdentify,
+  NvmeNamespace,
+  NvmePrimaryCaps,
+  NvmeResource,
+  NvmeSecondary,
+  NvmeStateFormats,
+} from './nvme/admin.js';
 export type { NvmeBackend, NvmeControllerInfo } from './nvme/backend.js';
 export { NvmeFunction } from './nvme/function.js';
 
@@ -77,10 +85,14 @@ export class NvmeControllingFunction implements ControllingFunction {
       const uuid = spec.uuid?.toLowerCase() ?? randomUUID();
       for (const other of this.#functions.values()) {
         if (other.uuid === uuid) {
-          throw new TowlineError('ERR_TOWLINE_EXISTS', `${other.name} has the UUID ${uuid} already`, { function: uuid });
+          throw new TowlineError('ERR_TOWLINE_EXISTS', `${other.name} has the UUID ${uuid} already`, {
+            function: uuid,
+          });
         }
         if (spec.name !== undefined && other.name === spec.name) {
-          throw new TowlineError('ERR_TOWLINE_EXISTS', `there is a function ${spec.name} already`, { function: other.uuid });
+          throw new TowlineError('ERR_TOWLINE_EXISTS', `there is a function ${spec.name} already`, {
+            function: other.uuid,
+          });
         }
       }
       const cntlid = await claim(this.#backend, spec.kind, new Set(this.#functions.keys()));
@@ -111,10 +123,14 @@ export class NvmeControllingFunction implements ControllingFunction {
       own.checkArc('migration-enabled');
       const [first, ...more] = await this.#explain();
       if (first !== undefined) {
-        throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `migration of ${fn.name} can't be enabled: ${first.message}`, {
-          function: fn.uuid,
-          details: { reasons: [first, ...more] },
-        });
+        throw new TowlineError(
+          'ERR_TOWLINE_UNSUPPORTED',
+          `migration of ${fn.name} can't be enabled: ${first.message}`,
+          {
+            function: fn.uuid,
+            details: { reasons: [first, ...more] },
+          },
+        );
       }
       // The first thing that a migration would do: a device that refuses it now would refuse it then.
       await own.channel().state(options);
@@ -174,7 +190,9 @@ export class NvmeControllingFunction implements ControllingFunction {
 
   #own(fn: ControlledFunction): NvmeFunction {
     if (fn instanceof NvmeFunction && this.#functions.get(fn.cntlid) === fn) return fn;
-    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${fn.name} is no function of ${this.address}`, { function: fn.uuid });
+    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${fn.name} is no function of ${this.address}`, {
+      function: fn.uuid,
+    });
   }
 
   #checkOpen(): void {

@@ -69,6 +69,7 @@ export class Journal {
     this.#native = undefined;
   }
 
+  /** As {@link Journal.close}. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -12,6 +12,7 @@ export interface Link {
   send(data: Uint8Array): Promise<void>;
   /** At least one byte and at most `maxBytes`; empty at the end of the stream. */
   receive(maxBytes: number): Promise<Uint8Array>;
+  /** Nothing more is sent or received. */
   close(): void | Promise<void>;
 }
 

@@ -91,6 +91,7 @@ export class GuestMemory {
     this.#native.close();
   }
 
+  /** As {@link GuestMemory.close}. */
   [Symbol.dispose](): void {
     this.close();
   }

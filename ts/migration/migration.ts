@@ -31,6 +31,7 @@ export class Migration implements AsyncIterable<MigrationEvent> {
     result.catch(() => undefined);
   }
 
+  /** Progress, for one reader; ends with the migration. */
   [Symbol.asyncIterator](): AsyncIterator<MigrationEvent> {
     return this.#events[Symbol.asyncIterator]();
   }

@@ -123,6 +123,7 @@ export interface NativeAdmin {
   close(): void;
 }
 
+/** Identify Controller (CNS 01h), the fields that provisioning and migration need. */
 export interface NvmeIdentify {
   cntlid: number;
   subnqn: string;
@@ -137,10 +138,12 @@ export interface NvmeIdentify {
   trackMemory: boolean;
   maxNamespaces: number;
 }
+/** Primary Controller Capabilities (CNS 14h): flexible queue pairs (VQ) and interrupt vectors (VI). */
 export interface NvmePrimaryCaps {
   vq: { flexibleTotal: number; flexibleAssigned: number; flexibleToPrimary: number; privateToPrimary: number; maxPerSecondary: number; granularity: number };
   vi: { flexibleTotal: number; flexibleAssigned: number; flexibleToPrimary: number; privateToPrimary: number; maxPerSecondary: number; granularity: number };
 }
+/** One entry of the Secondary Controller List (CNS 15h). */
 export interface NvmeSecondary {
   cntlid: number;
   primaryCntlid: number;
@@ -150,10 +153,12 @@ export interface NvmeSecondary {
   vq: number;
   vi: number;
 }
+/** Supported Controller State Formats (CNS 20h): versions and vendor-specific UUIDs, each by position. */
 export interface NvmeStateFormats {
   versions: number[];
   uuids: string[];
 }
+/** A namespace and the controllers that it is attached to. Sizes in bytes, 64-bit ones as decimal strings. */
 export interface NvmeNamespace {
   nsid: number;
   sizeBytes: string;
@@ -195,6 +200,7 @@ export interface EmbeddedConfig {
   flexibleVq: number;
   flexibleVi: number;
 }
+/** One controller of the embedded subsystem, as its registers tell. */
 export interface EmbeddedController {
   cntlid: number;
   kind: 'pf' | 'vf' | 'siov';
@@ -204,6 +210,7 @@ export interface EmbeddedController {
   enabled: boolean;
   fatal: boolean;
 }
+/** One fault rule; what is left out matches everything. */
 export interface EmbeddedFault {
   cntlid?: number;
   queue?: 'admin' | 'io';
@@ -290,6 +297,8 @@ export interface NativeJournal {
 
 export interface NativeBinding {
   version(): string;
+  /** Every point at which a crash or a failure can be rehearsed, in order. */
+  faultPoints(): string[];
   monotonicNs(): bigint;
   memfd(name: string, lengthBytes: bigint): number;
   GuestMemory: new () => NativeGuestMemory;

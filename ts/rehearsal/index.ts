@@ -3,7 +3,8 @@
  * @module
  */
 export type { EmbeddedNamespace, EmbeddedOptions } from '../drivers/embedded.js';
-export type { FaultPoints } from '../migration/faults.js';
+export { faultPoints, type FaultPoints } from '../migration/faults.js';
+export type { EmbeddedController, EmbeddedFault } from '../native/binding.js';
 export { setFaults, setRates, type Fault, type FaultAction, type Rates } from './faults.js';
 export { memfd } from './memfd.js';
 export { embedded, EmbeddedSubsystem, type FunctionFault } from './subsystem.js';

@@ -48,7 +48,9 @@ export class EmbeddedSubsystem {
       faults.map(({ function: fn, ...rule }) => {
         if (fn === undefined) return rule;
         if (fn instanceof NvmeFunction) return { ...rule, cntlid: fn.cntlid };
-        throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${fn.name} is no function of this subsystem`, { function: fn.uuid });
+        throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${fn.name} is no function of this subsystem`, {
+          function: fn.uuid,
+        });
       }),
     );
   }
@@ -63,6 +65,7 @@ export class EmbeddedSubsystem {
     return this.controlling.close();
   }
 
+  /** As {@link EmbeddedSubsystem.close}. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

@@ -71,7 +71,12 @@ export class Tenant {
   }
 
   /** Resets the function, brings it up as Linux would and writes its first state into `memory`. */
-  static async boot(subsystem: EmbeddedSubsystem, fn: ControlledFunction, memory: GuestMemory, spec: TenantSpec = {}): Promise<Tenant> {
+  static async boot(
+    subsystem: EmbeddedSubsystem,
+    fn: ControlledFunction,
+    memory: GuestMemory,
+    spec: TenantSpec = {},
+  ): Promise<Tenant> {
     const { cntlid } = nvme(fn);
     const json = JSON.stringify(specJson(spec, memory));
     const handle = await native(
@@ -121,7 +126,12 @@ export class Tenant {
   /** Submits nothing more and waits for what is in flight, `timeoutMs` at most. */
   async drain(options: WaitOptions & { timeoutMs: number }): Promise<Drained> {
     throwIfAborted(options.signal);
-    return JSON.parse(await withSignal(native(() => this.#handle.drain(options.timeoutMs)), options.signal)) as Drained;
+    return JSON.parse(
+      await withSignal(
+        native(() => this.#handle.drain(options.timeoutMs)),
+        options.signal,
+      ),
+    ) as Drained;
   }
 
   /** Ends its CPU. It can be run again. Idempotent. */
@@ -142,6 +152,7 @@ export class Tenant {
     nativeSync(() => this.#handle.close());
   }
 
+  /** As {@link Tenant.close}. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
@@ -149,7 +160,9 @@ export class Tenant {
 
 function nvme(fn: ControlledFunction): NvmeFunction {
   if (fn instanceof NvmeFunction) return fn;
-  throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${fn.name} is no function of an embedded subsystem`, { function: fn.uuid });
+  throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${fn.name} is no function of an embedded subsystem`, {
+    function: fn.uuid,
+  });
 }
 
 function checkTag(tag: number): number {
@@ -175,7 +188,10 @@ function specJson(spec: TenantSpec, memory: GuestMemory): Record<string, string 
   const wide = (key: string, value: number | bigint | undefined): void => {
     if (value === undefined) return;
     if (typeof value === 'number' && !(Number.isSafeInteger(value) && value >= 0)) {
-      throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${key} is ${value}; it has to be a whole number, 0 or more`);
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        `${key} is ${value}; it has to be a whole number, 0 or more`,
+      );
     }
     json[key] = value.toString();
   };

@@ -19,7 +19,12 @@ export class EmbeddedBackend implements NvmeBackend {
   readonly #closed: () => Promise<void>;
   #vfs = false;
 
-  constructor(address: string, subsystem: NativeSubsystem, limits: { vf: number; siov: number }, onClose: () => Promise<void>) {
+  constructor(
+    address: string,
+    subsystem: NativeSubsystem,
+    limits: { vf: number; siov: number },
+    onClose: () => Promise<void>,
+  ) {
     this.address = address;
     this.limits = limits;
     this.#subsystem = subsystem;

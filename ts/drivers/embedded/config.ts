@@ -56,7 +56,10 @@ function uuidFromName(name: string): string {
 /** Checks the name; everything else is checked by the model, which knows its limits. */
 export function checkName(name: string): string {
   if (!/^[A-Za-z0-9.-]{1,32}$/.test(name)) {
-    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'the name of a subsystem has 1 to 32 letters, digits, dots or dashes');
+    throw new TowlineError(
+      'ERR_TOWLINE_INVALID_ARGUMENT',
+      'the name of a subsystem has 1 to 32 letters, digits, dots or dashes',
+    );
   }
   return name;
 }
@@ -67,7 +70,8 @@ export async function completeConfig(options: EmbeddedOptions): Promise<Embedded
   const namespaces: EmbeddedConfig['namespaces'] = [];
   for (const n of options.namespaces ?? []) {
     await createSparse(n.path, n.sizeBytes);
-    const kept = n.nguid !== undefined && n.uuid !== undefined ? { nguid: n.nguid, uuid: n.uuid } : await identityOf(n.path);
+    const kept =
+      n.nguid !== undefined && n.uuid !== undefined ? { nguid: n.nguid, uuid: n.uuid } : await identityOf(n.path);
     namespaces.push({
       path: n.path,
       sizeBytes: n.sizeBytes.toString(),

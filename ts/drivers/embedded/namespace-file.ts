@@ -25,7 +25,10 @@ export function identityPath(path: string): string {
 export function checkNguid(nguid: string): string {
   const plain = nguid.toLowerCase().replaceAll('-', '');
   if (!/^[0-9a-f]{32}$/.test(plain) || /^0+$/.test(plain)) {
-    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${JSON.stringify(nguid.slice(0, 80))} is no NGUID (32 hexadecimal digits, not all zero)`);
+    throw new TowlineError(
+      'ERR_TOWLINE_INVALID_ARGUMENT',
+      `${JSON.stringify(nguid.slice(0, 80))} is no NGUID (32 hexadecimal digits, not all zero)`,
+    );
   }
   return plain;
 }
@@ -33,7 +36,10 @@ export function checkNguid(nguid: string): string {
 /** Creates the file where it is missing, sparse, and makes it at least `sizeBytes` long. It is never made shorter. */
 export async function createSparse(path: string, sizeBytes: bigint): Promise<void> {
   if (sizeBytes <= 0n || sizeBytes > BigInt(Number.MAX_SAFE_INTEGER)) {
-    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `a namespace of ${sizeBytes} bytes; it has to be 1 to 2^53 - 1`);
+    throw new TowlineError(
+      'ERR_TOWLINE_INVALID_ARGUMENT',
+      `a namespace of ${sizeBytes} bytes; it has to be 1 to 2^53 - 1`,
+    );
   }
   try {
     const file = await open(path, constants.O_RDWR | constants.O_CREAT, 0o600);

@@ -6,9 +6,22 @@
 import { wrapDirtySource, wrapStateChannel } from '../../function/bridge.js';
 import type { DirtySource, StateChannel } from '../../function/channel.js';
 import { native, nativeSync } from '../../errors.js';
-import type { NativeAdmin, NvmeIdentify, NvmeNamespace, NvmePrimaryCaps, NvmeSecondary, NvmeStateFormats } from '../../native/binding.js';
+import type {
+  NativeAdmin,
+  NvmeIdentify,
+  NvmeNamespace,
+  NvmePrimaryCaps,
+  NvmeSecondary,
+  NvmeStateFormats,
+} from '../../native/binding.js';
 
-export type { NvmeIdentify, NvmeNamespace, NvmePrimaryCaps, NvmeSecondary, NvmeStateFormats } from '../../native/binding.js';
+export type {
+  NvmeIdentify,
+  NvmeNamespace,
+  NvmePrimaryCaps,
+  NvmeSecondary,
+  NvmeStateFormats,
+} from '../../native/binding.js';
 
 /** The two flexible resources of a controller: queue pairs (VQ, admin included) and interrupt vectors (VI). */
 export type NvmeResource = 'vq' | 'vi';

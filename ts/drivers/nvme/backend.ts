@@ -34,6 +34,7 @@ export interface NvmeBackend {
   ensureVfs(): Promise<void>;
   /** Makes a SIOV-like function, offline and with nothing assigned. */
   createSiov(): Promise<number>;
+  /** Removes a SIOV-like function; what it had returns to the pools. */
   removeSiov(cntlid: number): Promise<void>;
   /** Function level reset, or what stands for it. */
   reset(cntlid: number): Promise<void>;

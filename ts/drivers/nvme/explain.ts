@@ -18,7 +18,8 @@ export function explainController(identify: NvmeIdentify, formats: NvmeStateForm
   if (!identify.trackMemory) {
     reasons.push({
       code: 'no-dirty-tracking',
-      message: 'the controlling function does not track what its functions write to guest memory (TRATTR bit 0 is clear)',
+      message:
+        'the controlling function does not track what its functions write to guest memory (TRATTR bit 0 is clear)',
       mend: 'let an IOMMU with dirty tracking tell it, or stop the function before memory is copied',
     });
   }
@@ -33,9 +34,19 @@ export function explainController(identify: NvmeIdentify, formats: NvmeStateForm
 }
 
 /** What is wrong with the function itself. */
-export function explainNvme(name: string, info: NvmeControllerInfo | undefined, secondary: NvmeSecondary | undefined): Reason[] {
+export function explainNvme(
+  name: string,
+  info: NvmeControllerInfo | undefined,
+  secondary: NvmeSecondary | undefined,
+): Reason[] {
   if (info === undefined) {
-    return [{ code: 'function-lost', message: `the controller of ${name} does not exist any more`, mend: 'release it and provision another' }];
+    return [
+      {
+        code: 'function-lost',
+        message: `the controller of ${name} does not exist any more`,
+        mend: 'release it and provision another',
+      },
+    ];
   }
   if (info.controlling) {
     return [

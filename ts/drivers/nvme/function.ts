@@ -20,7 +20,13 @@ export class NvmeFunction extends BaseFunction {
   readonly cntlid: number;
   readonly #backend: NvmeBackend;
 
-  constructor(controlling: ControllingFunction, backend: NvmeBackend, cntlid: number, identity: FunctionIdentity, spec: FunctionSpec) {
+  constructor(
+    controlling: ControllingFunction,
+    backend: NvmeBackend,
+    cntlid: number,
+    identity: FunctionIdentity,
+    spec: FunctionSpec,
+  ) {
     super(controlling, identity, spec);
     this.#backend = backend;
     this.cntlid = cntlid;
@@ -34,6 +40,7 @@ export class NvmeFunction extends BaseFunction {
     return [this.#backend.admin.dirtySource(this.cntlid)];
   }
 
+  /** Whether a host has it enabled now. */
   async inUse(): Promise<boolean> {
     return (await this.#backend.controllers()).some((c) => c.cntlid === this.cntlid && c.enabled);
   }
@@ -47,15 +54,27 @@ export class NvmeFunction extends BaseFunction {
     return {
       technology: { value: 'nvme', rule: 'equal', why: 'device state of one technology means nothing to another' },
       kind: { value: this.kind, rule: 'equal', why: 'the guest sees another configuration space otherwise' },
-      model: { value: identify.modelNumber, rule: 'equal', why: 'the guest read it, and vendor parts of the state belong to it' },
+      model: {
+        value: identify.modelNumber,
+        rule: 'equal',
+        why: 'the guest read it, and vendor parts of the state belong to it',
+      },
       'nvme-version': { value: identify.version, rule: 'equal', why: 'the guest drives the version that it read' },
-      'state-versions': { value: formats.versions, rule: 'intersects', why: 'the destination has to read what the source writes' },
+      'state-versions': {
+        value: formats.versions,
+        rule: 'intersects',
+        why: 'the destination has to read what the source writes',
+      },
       'state-vendors': {
         value: formats.uuids,
         rule: formats.uuids.length === 0 ? 'superset' : 'intersects',
         why: 'vendor parts of the state are read by the same vendor only',
       },
-      'max-transfer-bytes': { value: identify.mdtsBytes, rule: 'at-least', why: 'the guest sends commands as large as it read' },
+      'max-transfer-bytes': {
+        value: identify.mdtsBytes,
+        rule: 'at-least',
+        why: 'the guest sends commands as large as it read',
+      },
       queues: { value: queues, rule: 'at-least', why: 'every I/O queue that the guest has made needs one' },
       vectors: { value: vectors, rule: 'at-least', why: 'every interrupt vector that the guest uses needs one' },
       namespaces: {

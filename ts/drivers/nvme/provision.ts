@@ -30,13 +30,19 @@ function isFree(s: NvmeSecondary): boolean {
 export async function claim(backend: NvmeBackend, kind: FunctionKind, taken: ReadonlySet<number>): Promise<number> {
   if (kind === 'siov') {
     return withUndo(async (steps) => {
-      const cntlid = await steps.do('create the SIOV-like function', () => backend.createSiov(), (made) => backend.removeSiov(made));
+      const cntlid = await steps.do(
+        'create the SIOV-like function',
+        () => backend.createSiov(),
+        (made) => backend.removeSiov(made),
+      );
       await backend.admin.offline(cntlid);
       return cntlid;
     });
   }
   if (kind === 'vf') await backend.ensureVfs();
-  const controllers = (await backend.controllers()).filter((c) => c.kind === kind && !c.controlling && !taken.has(c.cntlid));
+  const controllers = (await backend.controllers()).filter(
+    (c) => c.kind === kind && !c.controlling && !taken.has(c.cntlid),
+  );
   const secondaries = new Map((await backend.admin.secondaries()).map((s) => [s.cntlid, s]));
   // A controller that is no secondary brings its own resources: there is nothing of it that could be in use but by a claim.
   const found = controllers.find((c) => {
@@ -44,13 +50,22 @@ export async function claim(backend: NvmeBackend, kind: FunctionKind, taken: Rea
     return s === undefined || isFree(s);
   });
   if (found === undefined) {
-    throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', `${backend.address} has no free ${kind}: ${controllers.length} not taken, none of them offline and empty`);
+    throw new TowlineError(
+      'ERR_TOWLINE_NO_RESOURCES',
+      `${backend.address} has no free ${kind}: ${controllers.length} not taken, none of them offline and empty`,
+    );
   }
   if (secondaries.has(found.cntlid)) await backend.admin.offline(found.cntlid);
   return found.cntlid;
 }
 
-async function assign(steps: UndoStack, backend: NvmeBackend, cntlid: number, resource: 'vq' | 'vi', count: number): Promise<number> {
+async function assign(
+  steps: UndoStack,
+  backend: NvmeBackend,
+  cntlid: number,
+  resource: 'vq' | 'vi',
+  count: number,
+): Promise<number> {
   const got = await steps.do(
     `assign ${count} ${resource}`,
     () => backend.admin.assign(cntlid, resource, count),
@@ -59,18 +74,29 @@ async function assign(steps: UndoStack, backend: NvmeBackend, cntlid: number, re
   // NRM may be above what was asked, by the granularity, or below, by what is left.
   if (got < count) {
     const what = resource === 'vq' ? 'queue pairs (the admin queue included)' : 'interrupt vectors';
-    throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', `${backend.address} gave controller ${cntlid} ${got} of ${count} ${what}`);
+    throw new TowlineError(
+      'ERR_TOWLINE_NO_RESOURCES',
+      `${backend.address} gave controller ${cntlid} ${got} of ${count} ${what}`,
+    );
   }
   return got;
 }
 
 /** Attaches what is wanted and detaches everything else: attachments survive offline, so an earlier tenant's disk may still be there. */
-async function setNamespaces(steps: UndoStack, backend: NvmeBackend, cntlid: number, wanted: readonly number[]): Promise<void> {
+async function setNamespaces(
+  steps: UndoStack,
+  backend: NvmeBackend,
+  cntlid: number,
+  wanted: readonly number[],
+): Promise<void> {
   const all = await backend.admin.namespaces();
   for (const nsid of wanted) {
     const namespace = all.find((n) => n.nsid === nsid);
     if (namespace === undefined) {
-      throw new TowlineError('ERR_TOWLINE_NOT_FOUND', `${backend.address} has no namespace ${nsid}; it has: ${all.map((n) => n.nsid).join(', ') || 'none'}`);
+      throw new TowlineError(
+        'ERR_TOWLINE_NOT_FOUND',
+        `${backend.address} has no namespace ${nsid}; it has: ${all.map((n) => n.nsid).join(', ') || 'none'}`,
+      );
     }
   }
   for (const namespace of all) {
@@ -97,7 +123,10 @@ async function verifyOnline(backend: NvmeBackend, cntlid: number, queues: number
             ? `it has ${now.vq} VQ and ${now.vi} VI`
             : undefined;
   if (wrong !== undefined) {
-    throw new TowlineError('ERR_TOWLINE_DEVICE', `controller ${cntlid} was set online with ${queues + 1} VQ and ${vectors} VI, and ${wrong}`);
+    throw new TowlineError(
+      'ERR_TOWLINE_DEVICE',
+      `controller ${cntlid} was set online with ${queues + 1} VQ and ${vectors} VI, and ${wrong}`,
+    );
   }
 }
 
@@ -131,7 +160,11 @@ export async function configure(
     await backend.reset(cntlid);
     await setNamespaces(steps, backend, cntlid, namespaces);
     throwIfAborted(options.signal);
-    await steps.do('set it online', () => backend.admin.online(cntlid), () => backend.admin.offline(cntlid));
+    await steps.do(
+      'set it online',
+      () => backend.admin.online(cntlid),
+      () => backend.admin.offline(cntlid),
+    );
     await verifyOnline(backend, cntlid, queues, vectors);
     return { queues: gotQueues - 1, vectors: gotVectors, namespaces: [...namespaces] };
   });
@@ -140,7 +173,8 @@ export async function configure(
 /** A function whose resources are its own: they can't be assigned, only be enough or not. */
 async function configureOwn(backend: NvmeBackend, cntlid: number, config: FunctionConfig): Promise<Granted> {
   const info = (await backend.controllers()).find((c) => c.cntlid === cntlid);
-  if (info === undefined) throw new TowlineError('ERR_TOWLINE_GONE', `${backend.address} has no controller ${cntlid} any more`);
+  if (info === undefined)
+    throw new TowlineError('ERR_TOWLINE_GONE', `${backend.address} has no controller ${cntlid} any more`);
   const { ownQueues, ownVectors } = info;
   if ((config.queues ?? 1) > ownQueues || (config.vectors ?? 1) > ownVectors) {
     throw new TowlineError(
