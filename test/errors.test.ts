@@ -3,7 +3,15 @@ import { abortError, throwIfAborted, withSignal } from '#towline/abort.js';
 import { errorCodes, errorFromJson, isTowlineError, TowlineError, unwrapFault } from '#towline/errors.js';
 
 test('a native fault keeps everything that it tells', (t) => {
-  const fault = { code: 'ERR_TOWLINE_DEVICE', message: 'no', errno: 5, syscall: 'ioctl', nvmeStatus: 0x0139, state: 'stop', details: { a: 1 } };
+  const fault = {
+    code: 'ERR_TOWLINE_DEVICE',
+    message: 'no',
+    errno: 5,
+    syscall: 'ioctl',
+    nvmeStatus: 0x0139,
+    state: 'stop',
+    details: { a: 1 },
+  };
   const error = unwrapFault(new Error(JSON.stringify(fault)), { function: 'f' });
   t.like(error, { ...fault, function: 'f', name: 'TowlineError' });
   t.is(unwrapFault(error), error);
@@ -13,7 +21,10 @@ test('a code that is not known is internal and not lost', (t) => {
   const error = unwrapFault(new Error(JSON.stringify({ code: 'ERR_TOWLINE_OF_TOMORROW', message: 'm' })));
   t.is(error.code, 'ERR_TOWLINE_INTERNAL');
   t.like(error.details, { nativeCode: 'ERR_TOWLINE_OF_TOMORROW' });
-  t.is(unwrapFault(new Error(JSON.stringify({ code: 'ERR_TOWLINE_CANCELLED', message: 'm' }))).code, 'ERR_TOWLINE_ABORTED');
+  t.is(
+    unwrapFault(new Error(JSON.stringify({ code: 'ERR_TOWLINE_CANCELLED', message: 'm' }))).code,
+    'ERR_TOWLINE_ABORTED',
+  );
 });
 
 test('what is no fault is wrapped with its cause', (t) => {
@@ -28,7 +39,12 @@ test('what is no fault is wrapped with its cause', (t) => {
 
 test('an error survives JSON, its causes too', (t) => {
   const cause = new TowlineError('ERR_TOWLINE_MISMATCH', 'inner', { details: { mismatches: [] } });
-  const error = new TowlineError('ERR_TOWLINE_ROLLED_BACK', 'outer', { cause, nvmeStatus: 2, state: 'stop', function: 'f' });
+  const error = new TowlineError('ERR_TOWLINE_ROLLED_BACK', 'outer', {
+    cause,
+    nvmeStatus: 2,
+    state: 'stop',
+    function: 'f',
+  });
   const back = errorFromJson(JSON.parse(JSON.stringify(error)));
   t.like(back, { code: error.code, message: 'outer', nvmeStatus: 2, state: 'stop', function: 'f' });
   t.true(isTowlineError(back.cause, 'ERR_TOWLINE_MISMATCH'));

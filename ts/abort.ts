@@ -26,7 +26,11 @@ export function throwIfAborted(signal: AbortSignal | undefined): void {
  * Waits for `work`, or for `signal`, whichever is first. `work` itself goes on where it can't be cancelled: `onAbort` is
  * the place to tell it, and its late outcome is dropped.
  */
-export async function withSignal<T>(work: Promise<T>, signal: AbortSignal | undefined, onAbort?: () => void): Promise<T> {
+export async function withSignal<T>(
+  work: Promise<T>,
+  signal: AbortSignal | undefined,
+  onAbort?: () => void,
+): Promise<T> {
   if (signal === undefined) return work;
   let listener: (() => void) | undefined;
   const fired = new Promise<never>((_, reject) => {

@@ -151,17 +151,22 @@ function fromSystemError(thrown: unknown, message: string, fields: TowlineErrorF
 /** A {@link TowlineError} out of its JSON, as a peer sent it: nothing in it is trusted beyond its type. */
 export function errorFromJson(value: unknown): TowlineError {
   const json = (typeof value === 'object' && value !== null ? value : {}) as Record<string, unknown>;
-  const number = (key: string): number | undefined => (Number.isSafeInteger(json[key]) ? (json[key] as number) : undefined);
+  const number = (key: string): number | undefined =>
+    Number.isSafeInteger(json[key]) ? (json[key] as number) : undefined;
   const text = (key: string): string | undefined => (typeof json[key] === 'string' ? (json[key] as string) : undefined);
-  return new TowlineError(isErrorCode(json['code']) ? json['code'] : 'ERR_TOWLINE_INTERNAL', text('message') ?? 'the peer failed without saying why', {
-    errno: number('errno'),
-    syscall: text('syscall'),
-    function: text('function'),
-    state: text('state'),
-    nvmeStatus: number('nvmeStatus'),
-    details: json['details'],
-    cause: json['cause'] === undefined ? undefined : errorFromJson(json['cause']),
-  });
+  return new TowlineError(
+    isErrorCode(json['code']) ? json['code'] : 'ERR_TOWLINE_INTERNAL',
+    text('message') ?? 'the peer failed without saying why',
+    {
+      errno: number('errno'),
+      syscall: text('syscall'),
+      function: text('function'),
+      state: text('state'),
+      nvmeStatus: number('nvmeStatus'),
+      details: json['details'],
+      cause: json['cause'] === undefined ? undefined : errorFromJson(json['cause']),
+    },
+  );
 }
 
 /** Awaits a native call and rejects with a {@link TowlineError}. */

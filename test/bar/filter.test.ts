@@ -1,6 +1,18 @@
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import test from 'ava';
-import { BarFilter, barPolicy, FilteredBar, u16, u32, u64, u8, type BarPattern, type BarPolicyBuilder, type BarRule, type BarTarget } from '#towline/bar/index.js';
+import {
+  BarFilter,
+  barPolicy,
+  FilteredBar,
+  u16,
+  u32,
+  u64,
+  u8,
+  type BarPattern,
+  type BarPolicyBuilder,
+  type BarRule,
+  type BarTarget,
+} from '#towline/bar/index.js';
 
 const BAR = 0x3000n;
 
@@ -39,12 +51,19 @@ class Naive {
 
   #rule(at: bigint, access: 'read' | 'write'): BarRule | undefined {
     return this.#policy.rules.find(
-      (r) => r.action.kind !== 'truncate' && at >= r.offset && at < r.offset + r.length && (r.access === undefined || r.access === 'both' || r.access === access),
+      (r) =>
+        r.action.kind !== 'truncate' &&
+        at >= r.offset &&
+        at < r.offset + r.length &&
+        (r.access === undefined || r.access === 'both' || r.access === access),
     );
   }
 
   #shadowByte(rule: BarRule, at: bigint): number {
-    return this.#shadow.get(at) ?? (rule.action.kind === 'write-one-to-clear' ? patternByte(rule.action.initial, at - rule.offset) : 0);
+    return (
+      this.#shadow.get(at) ??
+      (rule.action.kind === 'write-one-to-clear' ? patternByte(rule.action.initial, at - rule.offset) : 0)
+    );
   }
 
   read(at: bigint): number {
@@ -79,7 +98,8 @@ class Naive {
         this.#target.bytes[Number(at)] = value;
         break;
       case 'bits':
-        this.#target.bytes[Number(at)] = (value & patternByte(rule.action.and, at - rule.offset)) | patternByte(rule.action.or, at - rule.offset);
+        this.#target.bytes[Number(at)] =
+          (value & patternByte(rule.action.and, at - rule.offset)) | patternByte(rule.action.or, at - rule.offset);
         break;
       case 'write-one-to-clear':
         this.#shadow.set(at, this.#shadowByte(rule, at) & ~value & 0xff);
@@ -128,11 +148,13 @@ function compare(filter: BarFilter, model: BarPolicyBuilder): void {
           new DataView(data.buffer).setBigUint64(0, value, true);
           bar.write(offset, data.slice(0, length));
           for (let i = 0; i < length; i += 1) naive.write(offset + BigInt(i), data[i] ?? 0);
-          if (Buffer.compare(target.bytes, naiveTarget.bytes) !== 0) throw new Error(`after a write of ${length} at ${offset} the targets differ`);
+          if (Buffer.compare(target.bytes, naiveTarget.bytes) !== 0)
+            throw new Error(`after a write of ${length} at ${offset} the targets differ`);
         } else {
           const expected = Array.from({ length }, (_, i) => naive.read(offset + BigInt(i)));
           const seen = [...bar.read(offset, length)];
-          if (seen.join() !== expected.join()) throw new Error(`a read of ${length} at ${offset} gives ${seen.join()}, not ${expected.join()}`);
+          if (seen.join() !== expected.join())
+            throw new Error(`a read of ${length} at ${offset} gives ${seen.join()}, not ${expected.join()}`);
         }
       }
     }),
@@ -168,7 +190,9 @@ test('what may be mapped passes everywhere, and what passes is mapped', (t) => {
 test('rules that overlap are refused with both named', (t) => {
   const both = barPolicy(0x1000n).deny('first', 0n, 8n, 'ones').trap('second', 4n, 8n);
   t.throws(() => both.compile(), { code: 'ERR_TOWLINE_POLICY', message: /first.*second|second.*first/s });
-  t.throws(() => barPolicy(0x1000n).mask('wide', 0n, 8n, { bytes: 1, value: 256n }).compile(), { code: 'ERR_TOWLINE_INVALID_ARGUMENT' });
+  t.throws(() => barPolicy(0x1000n).mask('wide', 0n, 8n, { bytes: 1, value: 256n }).compile(), {
+    code: 'ERR_TOWLINE_INVALID_ARGUMENT',
+  });
 });
 
 test('bytes that are no filter are refused, wherever they are broken', (t) => {

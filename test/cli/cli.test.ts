@@ -21,18 +21,36 @@ interface Ended {
 
 function towline(socket: string, ...args: string[]): Promise<Ended> {
   return new Promise((resolve) => {
-    execFile(process.execPath, [main, ...args], { env: { ...process.env, TOWLINE_SOCKET: socket } }, (error, out, err) => {
-      resolve({ code: typeof error?.code === 'number' ? error.code : error ? -1 : 0, out, err });
-    });
+    execFile(
+      process.execPath,
+      [main, ...args],
+      { env: { ...process.env, TOWLINE_SOCKET: socket } },
+      (error, out, err) => {
+        resolve({ code: typeof error?.code === 'number' ? error.code : error ? -1 : 0, out, err });
+      },
+    );
   });
 }
 
 async function serve(directory: string, name: string): Promise<{ socket: string; child: ChildProcess }> {
   const socket = join(directory, `${name}.sock`);
-  const args = ['serve', '--json', '--embedded', name, '--socket', socket, '--journal', join(directory, `journal-${name}`)];
-  const child = spawn(process.execPath, [main, ...args, '--namespace', `${join(directory, 'namespace')}:4M`, '--memory', '4M'], {
-    stdio: ['ignore', 'pipe', 'inherit'],
-  });
+  const args = [
+    'serve',
+    '--json',
+    '--embedded',
+    name,
+    '--socket',
+    socket,
+    '--journal',
+    join(directory, `journal-${name}`),
+  ];
+  const child = spawn(
+    process.execPath,
+    [main, ...args, '--namespace', `${join(directory, 'namespace')}:4M`, '--memory', '4M'],
+    {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    },
+  );
   const [line] = (await once(child.stdout as NodeJS.ReadableStream, 'data')) as [Buffer];
   const told = JSON.parse(line.toString()) as { serving: { socket: string } };
   return { socket: told.serving.socket, child };
@@ -47,10 +65,30 @@ const lines = (out: string): Record<string, unknown>[] =>
 test('version, help and wrong usage', async (t) => {
   t.like(await towline('/nowhere', '--version'), { code: 0, out: `${version}\n` });
   const help = await towline('/nowhere', '--help');
-  for (const command of ['list', 'provision', 'configure', 'expose', 'release', 'serve', 'migrate', 'receive', 'explain', 'inspect', 'recover', 'conformance', 'bench']) {
+  for (const command of [
+    'list',
+    'provision',
+    'configure',
+    'expose',
+    'release',
+    'serve',
+    'migrate',
+    'receive',
+    'explain',
+    'inspect',
+    'recover',
+    'conformance',
+    'bench',
+  ]) {
     t.true(help.out.includes(`towline ${command}`), command);
   }
-  for (const wrong of [['bogus'], ['provision'], ['provision', '--kind', 'xf'], ['list', '--bogus'], ['migrate', 'f']]) {
+  for (const wrong of [
+    ['bogus'],
+    ['provision'],
+    ['provision', '--kind', 'xf'],
+    ['list', '--bogus'],
+    ['migrate', 'f'],
+  ]) {
     t.is((await towline('/nowhere', ...wrong)).code, 2, wrong.join(' '));
   }
   const nobody = await towline('/nowhere/serve.sock', 'list', '--json');
@@ -65,7 +103,8 @@ test('values and exit codes', (t) => {
   for (const bad of ['', '-1', '1X', '1.5G', 'M']) t.throws(() => parseSize(bad));
   t.deepEqual(parseNamespace('/a:b/c:1G:512'), { path: '/a:b/c', sizeBytes: 1n << 30n, lbaSizeBytes: 512 });
   t.is(showBytes(1536), '1.5 KiB');
-  const rolledBack = (cause: TowlineError): number => exitCodeOf(new TowlineError('ERR_TOWLINE_ROLLED_BACK', '', { cause }));
+  const rolledBack = (cause: TowlineError): number =>
+    exitCodeOf(new TowlineError('ERR_TOWLINE_ROLLED_BACK', '', { cause }));
   t.is(rolledBack(new TowlineError('ERR_TOWLINE_MISMATCH', '')), 3);
   t.is(rolledBack(new TowlineError('ERR_TOWLINE_LINK', '')), 1);
   t.is(exitCodeOf(new TowlineError('ERR_TOWLINE_IN_DOUBT', '')), 4);
@@ -83,11 +122,35 @@ test('a function moves from one serving process to another, and its recorded str
     await rm(directory, { recursive: true, force: true });
   });
   const uuid = crypto.randomUUID();
-  const spec = ['--kind', 'vf', '--queues', '4', '--vectors', '4', '--namespace', '1', '--migration', 'on', '--expose', 'none', '--uuid', uuid, '--name', 'v'];
+  const spec = [
+    '--kind',
+    'vf',
+    '--queues',
+    '4',
+    '--vectors',
+    '4',
+    '--namespace',
+    '1',
+    '--migration',
+    'on',
+    '--expose',
+    'none',
+    '--uuid',
+    uuid,
+    '--name',
+    'v',
+  ];
   for (const { socket } of [a, b]) {
     const made = await towline(socket, 'provision', ...spec, '--json');
     t.is(made.code, 0, made.err);
-    t.like(lines(made.out)[0], { uuid, queues: 4, vectors: 4, namespaces: [1], state: 'migration-enabled', exposure: 'none' });
+    t.like(lines(made.out)[0], {
+      uuid,
+      queues: 4,
+      vectors: 4,
+      namespaces: [1],
+      state: 'migration-enabled',
+      exposure: 'none',
+    });
   }
   const refused = await towline(a.socket, 'expose', 'v', '--as', 'vfio', '--json');
   t.is(refused.code, 3);
@@ -119,6 +182,9 @@ test('a function moves from one serving process to another, and its recorded str
     await writeFile(join(directory, name), damaged);
     const found = await towline(a.socket, 'inspect', join(directory, name), '--json');
     t.is(found.code, 1, name);
-    t.true(lines(found.out).some((item) => item['type'] === 'damage'), name);
+    t.true(
+      lines(found.out).some((item) => item['type'] === 'damage'),
+      name,
+    );
   }
 });

@@ -21,7 +21,8 @@ function driver(spoil: (fake: FakeNvme) => void = () => undefined): ControllingD
 
 async function failed(subject: ControllingDriver, address: string): Promise<CheckResult[]> {
   const found: CheckResult[] = [];
-  for await (const result of conformDriver({ driver: subject, address })) if (result.outcome !== 'passed') found.push(result);
+  for await (const result of conformDriver({ driver: subject, address }))
+    if (result.outcome !== 'passed') found.push(result);
   return found;
 }
 

@@ -1,5 +1,11 @@
 import test from 'ava';
-import { conformDirtySource, conformStateChannel, type ChannelSubject, type CheckResult, type DirtySubject } from '#towline/conformance/index.js';
+import {
+  conformDirtySource,
+  conformStateChannel,
+  type ChannelSubject,
+  type CheckResult,
+  type DirtySubject,
+} from '#towline/conformance/index.js';
 import type { MigrationFlags } from '#towline/function/state.js';
 import { MemoryDevice, type Defect } from '../support/memory-device.js';
 
@@ -54,7 +60,10 @@ const named = (results: readonly CheckResult[], outcome: CheckResult['outcome'])
   results.filter((r) => r.outcome === outcome).map((r) => r.check);
 
 test('a good device in plain TypeScript passes every check', async (t) => {
-  const results = [...(await collect(conformStateChannel(channelSubject(all, [])))), ...(await collect(conformDirtySource(dirtySubject([]))))];
+  const results = [
+    ...(await collect(conformStateChannel(channelSubject(all, [])))),
+    ...(await collect(conformDirtySource(dirtySubject([])))),
+  ];
   t.deepEqual(
     results.filter((r) => r.outcome !== 'passed'),
     [],

@@ -6,7 +6,14 @@ import type { FunctionKind, FunctionSpec } from '#towline/function/types.js';
 import { FakeNvme } from '../support/fake-nvme.js';
 
 const kinds: FunctionKind[] = ['pf', 'vf', 'siov'];
-const spec = (kind: FunctionKind): FunctionSpec => ({ kind, queues: 4, vectors: 5, namespaces: [1], migration: true, expose: 'none' });
+const spec = (kind: FunctionKind): FunctionSpec => ({
+  kind,
+  queues: 4,
+  vectors: 5,
+  namespaces: [1],
+  migration: true,
+  expose: 'none',
+});
 
 async function prepared(): Promise<{ fake: FakeNvme; controlling: NvmeControllingFunction }> {
   const fake = new FakeNvme();
@@ -18,7 +25,15 @@ async function prepared(): Promise<{ fake: FakeNvme; controlling: NvmeControllin
 test('a VF gets its resources offline and is set online last', async (t) => {
   const { fake, controlling } = await prepared();
   const fn = await provisionFunction(controlling, spec('vf'));
-  t.deepEqual(fake.log, ['offline 11', 'offline 11', 'assign 11 vi 5', 'assign 11 vq 5', 'reset 11', 'attach 1 11', 'online 11']);
+  t.deepEqual(fake.log, [
+    'offline 11',
+    'offline 11',
+    'assign 11 vi 5',
+    'assign 11 vq 5',
+    'reset 11',
+    'attach 1 11',
+    'online 11',
+  ]);
   t.like(fn, { state: 'migration-enabled', kind: 'vf', exposure: 'none' });
   t.like(fn.spec, { queues: 4, vectors: 5, namespaces: [1], migration: true });
   t.deepEqual(await fn.explain(), []);
@@ -132,14 +147,20 @@ test('exposures that do not exist refuse with the reason, and nothing is left', 
   for (const expose of ['kernel', 'vfio', 'vfio-user'] as const) {
     const { fake, controlling } = await prepared();
     const before = fake.snapshot();
-    await t.throwsAsync(provisionFunction(controlling, { ...spec('vf'), expose }), { code: 'ERR_TOWLINE_EXPOSURE', message: /not implemented yet/ });
+    await t.throwsAsync(provisionFunction(controlling, { ...spec('vf'), expose }), {
+      code: 'ERR_TOWLINE_EXPOSURE',
+      message: /not implemented yet/,
+    });
     t.deepEqual(fake.snapshot(), before);
   }
 });
 
 test('two at once get two functions, and a third one none', async (t) => {
   const { controlling } = await prepared();
-  const [a, b] = await Promise.all([provisionFunction(controlling, { kind: 'vf' }), provisionFunction(controlling, { kind: 'vf' })]);
+  const [a, b] = await Promise.all([
+    provisionFunction(controlling, { kind: 'vf' }),
+    provisionFunction(controlling, { kind: 'vf' }),
+  ]);
   t.not(a.uuid, b.uuid);
   await t.throwsAsync(provisionFunction(controlling, { kind: 'vf' }), { code: 'ERR_TOWLINE_NO_RESOURCES' });
   t.deepEqual(
@@ -157,7 +178,9 @@ test('a fired signal leaves nothing', async (t) => {
     await online(cntlid);
     controller.abort();
   };
-  await t.throwsAsync(provisionFunction(controlling, spec('vf'), { signal: controller.signal }), { code: 'ERR_TOWLINE_ABORTED' });
+  await t.throwsAsync(provisionFunction(controlling, spec('vf'), { signal: controller.signal }), {
+    code: 'ERR_TOWLINE_ABORTED',
+  });
   t.deepEqual(fake.snapshot(), before);
 });
 
@@ -174,7 +197,9 @@ test('arguments are checked before anything is touched', async (t) => {
     { kind: 'xf' as FunctionKind },
   ];
   for (const part of bad) {
-    await t.throwsAsync(provisionFunction(controlling, { ...spec('vf'), ...part }), { code: 'ERR_TOWLINE_INVALID_ARGUMENT' });
+    await t.throwsAsync(provisionFunction(controlling, { ...spec('vf'), ...part }), {
+      code: 'ERR_TOWLINE_INVALID_ARGUMENT',
+    });
   }
   t.deepEqual(fake.log, []);
 });

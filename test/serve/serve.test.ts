@@ -20,7 +20,11 @@ async function directory(t: { teardown: (work: () => unknown) => void }): Promis
 
 async function serve(path: string): Promise<RunningServer> {
   const namespace = { path: join(path, 'namespace'), sizeBytes: 1n << 20n };
-  const host = await Host.open({ embedded: [{ name: 'x', namespaces: [namespace] }], journal: join(path, 'journal'), memoryBytes: 1n << 20n });
+  const host = await Host.open({
+    embedded: [{ name: 'x', namespaces: [namespace] }],
+    journal: join(path, 'journal'),
+    memoryBytes: 1n << 20n,
+  });
   try {
     return await startServer(host, join(path, 'serve.sock'));
   } catch (error) {
@@ -40,7 +44,10 @@ test('lines come in any cuts and have a cap', (t) => {
 });
 
 test('parameters of a wrong type or range are refused', (t) => {
-  const params = new Params({ text: '', count: 1.5, flag: 'yes', list: ['a', 1], nested: { deep: 1 }, nul: 'a\0b' }, 'm');
+  const params = new Params(
+    { text: '', count: 1.5, flag: 'yes', list: ['a', 1], nested: { deep: 1 }, nul: 'a\0b' },
+    'm',
+  );
   const code = { code: 'ERR_TOWLINE_INVALID_ARGUMENT' };
   t.throws(() => params.text('text'), code);
   t.throws(() => params.text('missing'), code);
@@ -60,7 +67,13 @@ test('a client provisions, explains and releases over the socket', async (t) => 
   t.is((await stat(server.socketPath)).mode & 0o777, 0o600);
   const client = await ServeClient.connect(server.socketPath);
   const fn = await client.call('provision', { spec: { kind: 'vf', name: 'one', namespaces: [1] } });
-  t.like(fn, { name: 'one', kind: 'vf', state: 'migration-enabled', memoryBytes: '1048576', controlling: 'embedded:x' });
+  t.like(fn, {
+    name: 'one',
+    kind: 'vf',
+    state: 'migration-enabled',
+    memoryBytes: '1048576',
+    controlling: 'embedded:x',
+  });
   t.deepEqual((await client.call('explain', { function: 'one' })).reasons, []);
   t.is((await client.call('list', {})).functions.length, 1);
   await t.throwsAsync(client.call('expose', { function: 'one', exposure: 'vfio' }), { code: 'ERR_TOWLINE_EXPOSURE' });

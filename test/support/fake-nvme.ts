@@ -1,7 +1,14 @@
 /** An NVMe subsystem in memory that counts its calls and fails the one it is told to: no device, only its rules. */
 import { TowlineError } from '#towline/errors.js';
 import type { DirtySource, StateChannel } from '#towline/function/channel.js';
-import type { NvmeAdmin, NvmeIdentify, NvmeNamespace, NvmePrimaryCaps, NvmeSecondary, NvmeStateFormats } from '#towline/drivers/nvme.js';
+import type {
+  NvmeAdmin,
+  NvmeIdentify,
+  NvmeNamespace,
+  NvmePrimaryCaps,
+  NvmeSecondary,
+  NvmeStateFormats,
+} from '#towline/drivers/nvme.js';
 import type { NvmeBackend, NvmeControllerInfo } from '#towline/drivers/nvme.js';
 import type { FunctionKind } from '#towline/function/types.js';
 import { MemoryDevice } from './memory-device.js';
@@ -64,12 +71,14 @@ export class FakeNvme implements NvmeBackend, NvmeAdmin {
   #change(what: string): void {
     this.log.push(what);
     const index = this.#changes++;
-    if (index === this.failAt) throw new TowlineError('ERR_TOWLINE_DEVICE', `${what} fails on purpose`, { nvmeStatus: 0x0006 });
+    if (index === this.failAt)
+      throw new TowlineError('ERR_TOWLINE_DEVICE', `${what} fails on purpose`, { nvmeStatus: 0x0006 });
   }
 
   #secondary(cntlid: number): Controller {
     const controller = this.#controllers.get(cntlid);
-    if (controller === undefined || controller.kind === 'pf') throw new TowlineError('ERR_TOWLINE_DEVICE', `${cntlid} is no secondary`, { nvmeStatus: 0x011f });
+    if (controller === undefined || controller.kind === 'pf')
+      throw new TowlineError('ERR_TOWLINE_DEVICE', `${cntlid} is no secondary`, { nvmeStatus: 0x011f });
     return controller;
   }
 
@@ -91,7 +100,14 @@ export class FakeNvme implements NvmeBackend, NvmeAdmin {
   }
 
   async primaryCaps(): Promise<NvmePrimaryCaps> {
-    const one = { flexibleTotal: 16, flexibleAssigned: 0, flexibleToPrimary: 0, privateToPrimary: 9, maxPerSecondary: 9, granularity: 1 };
+    const one = {
+      flexibleTotal: 16,
+      flexibleAssigned: 0,
+      flexibleToPrimary: 0,
+      privateToPrimary: 9,
+      maxPerSecondary: 9,
+      granularity: 1,
+    };
     return { vq: one, vi: one };
   }
 
@@ -128,14 +144,16 @@ export class FakeNvme implements NvmeBackend, NvmeAdmin {
   async online(cntlid: number): Promise<void> {
     this.#change(`online ${cntlid}`);
     const c = this.#secondary(cntlid);
-    if (c.vq < 2 || c.vi < 1) throw new TowlineError('ERR_TOWLINE_DEVICE', 'too few resources to be online', { nvmeStatus: 0x0120 });
+    if (c.vq < 2 || c.vi < 1)
+      throw new TowlineError('ERR_TOWLINE_DEVICE', 'too few resources to be online', { nvmeStatus: 0x0120 });
     c.online = true;
   }
 
   async assign(cntlid: number, resource: 'vq' | 'vi', count: number): Promise<number> {
     this.#change(`assign ${cntlid} ${resource} ${count}`);
     const c = this.#secondary(cntlid);
-    if (c.online) throw new TowlineError('ERR_TOWLINE_DEVICE', 'assigning to an online controller', { nvmeStatus: 0x0120 });
+    if (c.online)
+      throw new TowlineError('ERR_TOWLINE_DEVICE', 'assigning to an online controller', { nvmeStatus: 0x0120 });
     const pool = resource === 'vq' ? this.#poolVq + c.vq : this.#poolVi + c.vi;
     const got = Math.max(0, Math.min(count - (count > 0 ? this.short : 0), pool));
     if (resource === 'vq') [this.#poolVq, c.vq] = [pool - got, got];

@@ -98,7 +98,8 @@ class Channel implements StateChannel {
 
   #enter(options: WaitOptions | undefined): void {
     if (!this.#has('deaf-to-abort')) throwIfAborted(options?.signal);
-    if (this.#closed && !this.#has('usable-after-close')) throw new TowlineError('ERR_TOWLINE_CLOSED', 'the channel is closed');
+    if (this.#closed && !this.#has('usable-after-close'))
+      throw new TowlineError('ERR_TOWLINE_CLOSED', 'the channel is closed');
     if (this.#device.failed) this.#state = 'error';
   }
 
@@ -116,7 +117,8 @@ class Channel implements StateChannel {
     this.#enter(options);
     const from = this.#state;
     if (from === 'error') this.#refuse(`setState(${to})`);
-    if (!this.#has('any-arc') && !(statesOf(this.flags).includes(to) && isReachable(this.flags, from, to))) this.#refuse(`setState(${to})`);
+    if (!this.#has('any-arc') && !(statesOf(this.flags).includes(to) && isReachable(this.flags, from, to)))
+      this.#refuse(`setState(${to})`);
     if (from === to) return;
     if (from === 'resuming') {
       try {
@@ -161,7 +163,8 @@ class Channel implements StateChannel {
       if (this.#has('writes-anywhere')) return;
       this.#refuse('write');
     }
-    if (this.#written.length + data.length > 4096) throw new TowlineError('ERR_TOWLINE_LIMIT', 'more than 4096 bytes of state');
+    if (this.#written.length + data.length > 4096)
+      throw new TowlineError('ERR_TOWLINE_LIMIT', 'more than 4096 bytes of state');
     this.#written.push(...data);
   }
 
@@ -180,7 +183,8 @@ class Channel implements StateChannel {
   }
 
   async close(): Promise<void> {
-    if (this.#closed && this.#has('close-twice-throws')) throw new TowlineError('ERR_TOWLINE_CLOSED', 'it is closed already');
+    if (this.#closed && this.#has('close-twice-throws'))
+      throw new TowlineError('ERR_TOWLINE_CLOSED', 'it is closed already');
     this.#closed = true;
   }
 }
@@ -210,12 +214,14 @@ class PageLog implements DirtySource {
 
   #enter(options: WaitOptions | undefined): void {
     if (!this.#has('dirty-deaf-to-abort')) throwIfAborted(options?.signal);
-    if (this.#closed && !this.#has('dirty-usable-after-close')) throw new TowlineError('ERR_TOWLINE_CLOSED', 'the source is closed');
+    if (this.#closed && !this.#has('dirty-usable-after-close'))
+      throw new TowlineError('ERR_TOWLINE_CLOSED', 'the source is closed');
   }
 
   async start(ranges: readonly MemoryRange[], _pageSizeBytes: number, options?: WaitOptions): Promise<number> {
     this.#enter(options);
-    if (this.#has('dirty-start-only-once') && this.#starts++ > 0) throw new TowlineError('ERR_TOWLINE_BUSY', 'started before');
+    if (this.#has('dirty-start-only-once') && this.#starts++ > 0)
+      throw new TowlineError('ERR_TOWLINE_BUSY', 'started before');
     this.#ranges = ranges;
     this.#dirty.clear();
     return this.#has('dirty-odd-granularity') ? 5000 : Number(PAGE);

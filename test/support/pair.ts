@@ -18,11 +18,17 @@ export interface Settled {
 
 export class Pair {
   readonly directory = mkdtempSync(join(tmpdir(), 'towline-pair-'));
-  readonly journals = { source: new Journal(join(this.directory, 'source')), destination: new Journal(join(this.directory, 'destination')) };
+  readonly journals = {
+    source: new Journal(join(this.directory, 'source')),
+    destination: new Journal(join(this.directory, 'destination')),
+  };
   readonly memory: { source: GuestMemory; destination: GuestMemory };
 
   constructor(t: ExecutionContext, memoryBytes = 4n << 20n) {
-    this.memory = { source: GuestMemory.anonymous('source', memoryBytes), destination: GuestMemory.anonymous('destination', memoryBytes) };
+    this.memory = {
+      source: GuestMemory.anonymous('source', memoryBytes),
+      destination: GuestMemory.anonymous('destination', memoryBytes),
+    };
     t.teardown(() => this.close());
   }
 

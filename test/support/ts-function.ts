@@ -24,7 +24,10 @@ export class TsDevice implements MigratableFunction {
   constructor(name: string, options: { uuid?: string; flags?: Partial<MigrationFlags>; ballastBytes?: number } = {}) {
     this.uuid = options.uuid ?? randomUUID();
     this.name = name;
-    this.device = new TsChannel({ stopCopy: true, p2p: false, preCopy: false, ...options.flags }, options.ballastBytes ?? 100_000);
+    this.device = new TsChannel(
+      { stopCopy: true, p2p: false, preCopy: false, ...options.flags },
+      options.ballastBytes ?? 100_000,
+    );
   }
 
   channel(): StateChannel {
@@ -143,6 +146,7 @@ export class TsChannel implements StateChannel {
       throw new TowlineError('ERR_TOWLINE_BAD_STATE', `${bytes.length} bytes are no whole state`);
     }
     this.register = bytes.readBigUInt64LE(8);
-    if (!Buffer.from(this.#save()).equals(bytes)) throw new TowlineError('ERR_TOWLINE_BAD_STATE', 'the ballast is damaged');
+    if (!Buffer.from(this.#save()).equals(bytes))
+      throw new TowlineError('ERR_TOWLINE_BAD_STATE', 'the ballast is damaged');
   }
 }

@@ -60,7 +60,12 @@ async function once(directory: string, bytes: bigint, signal: AbortSignal): Prom
     fill(source.memory, bytes);
     const destination = await side(directory, 'destination', bytes, close);
     const address = `unix://${join(directory, 'link')}`;
-    const received = receive(destination.fn, { from: address, memory: destination.memory, fence: destination.fence, signal });
+    const received = receive(destination.fn, {
+      from: address,
+      memory: destination.memory,
+      fence: destination.fence,
+      signal,
+    });
     // It listens since the call: what it does before its first wait is done.
     const report = await migrate(source.fn, { to: address, memory: source.memory, fence: source.fence, signal }).result;
     await received.result;
@@ -76,8 +81,20 @@ export const bench = buildCommand({
   parameters: {
     flags: {
       ...commonFlags,
-      memory: { kind: 'parsed', parse: parseSize, brief: 'Guest memory, none of it zero (default 256M)', optional: true, placeholder: 'size' },
-      rounds: { kind: 'parsed', parse: parseCount(1, 100), brief: 'Migrations to take the median of (default 3)', optional: true, placeholder: 'n' },
+      memory: {
+        kind: 'parsed',
+        parse: parseSize,
+        brief: 'Guest memory, none of it zero (default 256M)',
+        optional: true,
+        placeholder: 'size',
+      },
+      rounds: {
+        kind: 'parsed',
+        parse: parseCount(1, 100),
+        brief: 'Migrations to take the median of (default 3)',
+        optional: true,
+        placeholder: 'n',
+      },
     },
   },
   func(this: CliContext, flags: Flags) {
@@ -94,11 +111,22 @@ export const bench = buildCommand({
         }
       }
       out.endProgress();
-      const phase = (report: MigrationReport, name: string): number => report.phases.find((p) => p.name === name)?.ms ?? 0;
+      const phase = (report: MigrationReport, name: string): number =>
+        report.phases.find((p) => p.name === name)?.ms ?? 0;
       const lines: BenchLine[] = [
-        { bench: 'migrate', case: 'full pass', unit: 'MiB/s', ours: median(reports.map((r) => Number(bytes) / 1048.576 / Math.max(phase(r, 'pre-copy'), 0.001))) },
+        {
+          bench: 'migrate',
+          case: 'full pass',
+          unit: 'MiB/s',
+          ours: median(reports.map((r) => Number(bytes) / 1048.576 / Math.max(phase(r, 'pre-copy'), 0.001))),
+        },
         { bench: 'migrate', case: 'downtime', unit: 'ms', ours: median(reports.map((r) => r.downtimeMs)) },
-        { bench: 'migrate', case: 'journal syncs in the downtime', unit: 'ms', ours: median(reports.map((r) => phase(r, 'journal'))) },
+        {
+          bench: 'migrate',
+          case: 'journal syncs in the downtime',
+          unit: 'ms',
+          ours: median(reports.map((r) => phase(r, 'journal'))),
+        },
         { bench: 'migrate', case: 'total', unit: 'ms', ours: median(reports.map((r) => r.totalMs)) },
       ];
       for (const line of lines) {

@@ -18,7 +18,11 @@ export const configure = buildCommand({
     return runClient(this, flags, async (client, { out, signal }) => {
       const { queues, vectors, namespace, migration } = flags;
       const config = { queues, vectors, namespaces: namespace };
-      showFunction(out, 'configured', await client.call('configure', { function: fn, config, ...given({ migration }) }, { signal }));
+      showFunction(
+        out,
+        'configured',
+        await client.call('configure', { function: fn, config, ...given({ migration }) }, { signal }),
+      );
     });
   },
 });

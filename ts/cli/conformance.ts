@@ -16,7 +16,12 @@ export const conformance = buildCommand({
   parameters: {
     flags: {
       ...clientFlags,
-      destructive: { kind: 'boolean', brief: 'The function may be reset and its state overwritten', optional: true, withNegated: false },
+      destructive: {
+        kind: 'boolean',
+        brief: 'The function may be reset and its state overwritten',
+        optional: true,
+        withNegated: false,
+      },
     },
     positional: functionPosition,
   },

@@ -66,7 +66,13 @@ export class Output {
   /** Columns for people. */
   table(header: readonly string[], rows: readonly (readonly string[])[]): void {
     const widths = header.map((h, i) => Math.max(h.length, ...rows.map((r) => (r[i] ?? '').length)));
-    for (const row of [header, ...rows]) this.line(row.map((cell, i) => cell.padEnd(widths[i] ?? 0)).join('  ').trimEnd());
+    for (const row of [header, ...rows])
+      this.line(
+        row
+          .map((cell, i) => cell.padEnd(widths[i] ?? 0))
+          .join('  ')
+          .trimEnd(),
+      );
   }
 
   /** What is no result: progress and hints. */
@@ -155,10 +161,14 @@ export function runClient(
 /** The positional of every command that is about one function. */
 export const functionPosition = {
   kind: 'tuple',
-  parameters: [{ brief: 'UUID, name, or the first 8 or more characters of a UUID', parse: parseText, placeholder: 'function' }],
+  parameters: [
+    { brief: 'UUID, name, or the first 8 or more characters of a UUID', parse: parseText, placeholder: 'function' },
+  ],
 } as const;
 
 /** `exactOptionalPropertyTypes`: leaves out what is `undefined`. */
 export function given<T extends object>(values: T): { [K in keyof T]?: NonNullable<T[K]> } {
-  return Object.fromEntries(Object.entries(values).filter(([, v]) => v !== undefined)) as { [K in keyof T]?: NonNullable<T[K]> };
+  return Object.fromEntries(Object.entries(values).filter(([, v]) => v !== undefined)) as {
+    [K in keyof T]?: NonNullable<T[K]>;
+  };
 }

@@ -11,10 +11,14 @@ interface Flags extends ClientFlags {
 export const expose = buildCommand({
   docs: {
     brief: 'Make a function visible, or hide it again',
-    fullDescription: 'In this release only none works; kernel, vfio and vfio-user are refused with the reason (exit code 3).',
+    fullDescription:
+      'In this release only none works; kernel, vfio and vfio-user are refused with the reason (exit code 3).',
   },
   parameters: {
-    flags: { ...clientFlags, as: { kind: 'enum', values: exposureNames, brief: 'How to make it visible; none hides it' } },
+    flags: {
+      ...clientFlags,
+      as: { kind: 'enum', values: exposureNames, brief: 'How to make it visible; none hides it' },
+    },
     positional: functionPosition,
   },
   func(this: CliContext, flags: Flags, fn: string) {

@@ -22,8 +22,14 @@ async function* file(path: string): AsyncGenerator<Uint8Array> {
 export const inspect = buildCommand({
   docs: { brief: 'Explain a recorded migration stream frame by frame, and find damage' },
   parameters: {
-    flags: { ...commonFlags, summary: { kind: 'boolean', brief: 'Only the summary', optional: true, withNegated: false } },
-    positional: { kind: 'tuple', parameters: [{ brief: 'File that migrate --record wrote', parse: parseText, placeholder: 'file' }] },
+    flags: {
+      ...commonFlags,
+      summary: { kind: 'boolean', brief: 'Only the summary', optional: true, withNegated: false },
+    },
+    positional: {
+      kind: 'tuple',
+      parameters: [{ brief: 'File that migrate --record wrote', parse: parseText, placeholder: 'file' }],
+    },
   },
   func(this: CliContext, flags: Flags, path: string) {
     return runCommand(this, flags, async ({ out, signal }) => {

@@ -11,7 +11,9 @@ export const list = buildCommand({
       const all = await client.call('list', {}, { signal });
       out.value(all);
       for (const { address, driver, capacity, reasons } of all.controlling) {
-        out.line(`${address} (driver ${driver}): ${capacity.map((c) => `${c.free} of ${c.total} ${c.kind} free`).join(', ')}`);
+        out.line(
+          `${address} (driver ${driver}): ${capacity.map((c) => `${c.free} of ${c.total} ${c.kind} free`).join(', ')}`,
+        );
         showReasons(out, reasons);
       }
       showFunctions(out, all.functions);

@@ -21,7 +21,21 @@ import { release } from './release.js';
 import { serve } from './serve.js';
 
 const routes = buildRouteMap({
-  routes: { list, provision, configure, expose, release, serve, migrate, receive, explain, inspect, recover, conformance, bench },
+  routes: {
+    list,
+    provision,
+    configure,
+    expose,
+    release,
+    serve,
+    migrate,
+    receive,
+    explain,
+    inspect,
+    recover,
+    conformance,
+    bench,
+  },
   docs: {
     brief: 'Live-migrates PCI functions by commanding their controlling function',
     fullDescription:
@@ -31,7 +45,11 @@ const routes = buildRouteMap({
 
 const app = buildApplication<CliContext>(
   routes,
-  { name: 'towline', scanner: { caseStyle: 'allow-kebab-for-camel' }, documentation: { caseStyle: 'convert-camel-to-kebab' } },
+  {
+    name: 'towline',
+    scanner: { caseStyle: 'allow-kebab-for-camel' },
+    documentation: { caseStyle: 'convert-camel-to-kebab' },
+  },
   {
     help: help({
       brief: 'Print help and exit',

@@ -28,11 +28,15 @@ export function progressPrinter(out: Output): (event: MigrationEvent | { type: '
         else out.note(`phase ${phase}`);
         break;
       case 'pages':
-        out.progress(`${phase} round ${event.round} ${bar(event.sentPages, event.totalPages, 30)} ${event.sentPages}/${event.totalPages} pages, ${showBytes(event.wireBytes)}`);
+        out.progress(
+          `${phase} round ${event.round} ${bar(event.sentPages, event.totalPages, 30)} ${event.sentPages}/${event.totalPages} pages, ${showBytes(event.wireBytes)}`,
+        );
         break;
       case 'round':
         out.endProgress();
-        out.note(`round ${event.round}: ${event.pages} pages in ${event.ms.toFixed(0)} ms, ${event.dirtyPagesAfter} dirty since`);
+        out.note(
+          `round ${event.round}: ${event.pages} pages in ${event.ms.toFixed(0)} ms, ${event.dirtyPagesAfter} dirty since`,
+        );
         break;
       case 'mismatch':
         out.endProgress();

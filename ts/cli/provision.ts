@@ -18,7 +18,13 @@ interface Flags extends ClientFlags {
 /** Flags that `configure` has as well. */
 export const resourceFlags = {
   queues: { kind: 'parsed', parse: parseCount(1, 65_535), brief: 'I/O queue pairs', optional: true, placeholder: 'n' },
-  vectors: { kind: 'parsed', parse: parseCount(1, 2048), brief: "Interrupt vectors, the admin queue's included", optional: true, placeholder: 'n' },
+  vectors: {
+    kind: 'parsed',
+    parse: parseCount(1, 2048),
+    brief: "Interrupt vectors, the admin queue's included",
+    optional: true,
+    placeholder: 'n',
+  },
   namespace: {
     kind: 'parsed',
     parse: parseCount(1, 0xffff_fffd),
@@ -27,7 +33,13 @@ export const resourceFlags = {
     variadic: true,
     placeholder: 'nsid',
   },
-  migration: { kind: 'parsed', parse: parseOnOff, brief: 'Enable live migration: on or off', optional: true, placeholder: 'on|off' },
+  migration: {
+    kind: 'parsed',
+    parse: parseOnOff,
+    brief: 'Enable live migration: on or off',
+    optional: true,
+    placeholder: 'on|off',
+  },
 } as const;
 
 /** `towline provision`. JSON: FunctionInfo. */
@@ -42,19 +54,34 @@ export const provision = buildCommand({
       ...resourceFlags,
       kind: { kind: 'enum', values: functionKinds, brief: 'What to provision' },
       expose: { kind: 'enum', values: exposureNames, brief: 'How to make it visible (default: none)', optional: true },
-      uuid: { kind: 'parsed', parse: parseText, brief: 'UUID that it keeps through migrations (default: a random one)', optional: true, placeholder: 'uuid' },
+      uuid: {
+        kind: 'parsed',
+        parse: parseText,
+        brief: 'UUID that it keeps through migrations (default: a random one)',
+        optional: true,
+        placeholder: 'uuid',
+      },
       name: { kind: 'parsed', parse: parseText, brief: 'Name for people', optional: true, placeholder: 'name' },
     },
     positional: {
       kind: 'tuple',
-      parameters: [{ brief: 'Controlling function; may be left out where there is one', parse: parseText, placeholder: 'controlling', optional: true }],
+      parameters: [
+        {
+          brief: 'Controlling function; may be left out where there is one',
+          parse: parseText,
+          placeholder: 'controlling',
+          optional: true,
+        },
+      ],
     },
   },
   func(this: CliContext, flags: Flags, controlling?: string) {
     return runClient(this, flags, async (client, { out, signal }) => {
       const { kind, uuid, name, queues, vectors, namespace, migration, expose } = flags;
       const spec = { kind, uuid, name, queues, vectors, namespaces: namespace, migration, expose };
-      const fn = await client.call('provision', controlling === undefined ? { spec } : { controlling, spec }, { signal });
+      const fn = await client.call('provision', controlling === undefined ? { spec } : { controlling, spec }, {
+        signal,
+      });
       showFunction(out, 'provisioned', fn);
     });
   },

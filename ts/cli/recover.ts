@@ -21,8 +21,19 @@ export const recover = buildCommand({
     flags: {
       ...clientFlags,
       session: { kind: 'parsed', parse: parseText, brief: 'Only this session', optional: true, placeholder: 'uuid' },
-      peer: { kind: 'parsed', parse: parseText, brief: 'Where the destination answers', optional: true, placeholder: 'address' },
-      declareDestinationDead: { kind: 'boolean', brief: 'The destination never runs again; needs --session and --reason', optional: true, withNegated: false },
+      peer: {
+        kind: 'parsed',
+        parse: parseText,
+        brief: 'Where the destination answers',
+        optional: true,
+        placeholder: 'address',
+      },
+      declareDestinationDead: {
+        kind: 'boolean',
+        brief: 'The destination never runs again; needs --session and --reason',
+        optional: true,
+        withNegated: false,
+      },
       reason: { kind: 'parsed', parse: parseText, brief: 'Why, for the journal', optional: true, placeholder: 'text' },
     },
   },

@@ -50,17 +50,26 @@ const ms = (value: number): string => `${value.toFixed(1)} ms`;
 export function showReport(out: Output, report: MigrationReport): void {
   out.value(report);
   if (out.json) return;
-  out.line(`${report.outcome}: session ${report.session}, epoch ${report.epoch}${report.why === undefined ? '' : ` (${report.why})`}`);
+  out.line(
+    `${report.outcome}: session ${report.session}, epoch ${report.epoch}${report.why === undefined ? '' : ` (${report.why})`}`,
+  );
   if (report.outcome !== 'dry-run') {
     // The destination can't tell how long the source had stopped before.
     const downtime = report.role === 'source' ? `downtime ${ms(report.downtimeMs)}, ` : '';
     out.line(`${downtime}total ${ms(report.totalMs)}, ${report.rounds} rounds`);
-    out.line(`memory ${showBytes(report.bytes.memory)}, device state ${showBytes(report.bytes.deviceState)}, on the wire ${showBytes(report.bytes.wire)}`);
-    out.table(['PHASE', 'TIME'], report.phases.map((p) => [p.name, ms(p.ms)]));
+    out.line(
+      `memory ${showBytes(report.bytes.memory)}, device state ${showBytes(report.bytes.deviceState)}, on the wire ${showBytes(report.bytes.wire)}`,
+    );
+    out.table(
+      ['PHASE', 'TIME'],
+      report.phases.map((p) => [p.name, ms(p.ms)]),
+    );
   }
   const { forecast } = report;
   if (forecast !== undefined) {
-    out.line(`forecast: downtime p50 ${ms(forecast.downtimeMs.p50)}, p95 ${ms(forecast.downtimeMs.p95)}, total ${ms(forecast.totalMs)}, ${forecast.rounds} rounds`);
+    out.line(
+      `forecast: downtime p50 ${ms(forecast.downtimeMs.p50)}, p95 ${ms(forecast.downtimeMs.p95)}, total ${ms(forecast.totalMs)}, ${forecast.rounds} rounds`,
+    );
     out.line(`forecast: ${forecast.converges ? 'converges' : 'does not converge'}: ${forecast.why}`);
   }
 }

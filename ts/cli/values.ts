@@ -8,7 +8,8 @@ const units: Readonly<Record<string, bigint>> = { '': 1n, k: 1n << 10n, m: 1n <<
 export function parseSize(text: string): bigint {
   const match = /^(\d{1,18})\s*([kmgt]?)(?:i?b)?$/i.exec(text.trim());
   const unit = units[(match?.[2] ?? '').toLowerCase()];
-  if (match?.[1] === undefined || unit === undefined) throw new SyntaxError(`"${text}" is no size; write 4096, 64K, 512M or 2G`);
+  if (match?.[1] === undefined || unit === undefined)
+    throw new SyntaxError(`"${text}" is no size; write 4096, 64K, 512M or 2G`);
   return BigInt(match[1]) * unit;
 }
 
@@ -33,7 +34,8 @@ export function parseOnOff(text: string): boolean {
 /** `PATH:SIZE[:BLOCK]`, BLOCK being 512 or 4096. */
 export function parseNamespace(text: string): { path: string; sizeBytes: bigint; lbaSizeBytes?: number } {
   const match = /^(.+?):([^:]+?)(?::(512|4096))?$/.exec(text);
-  if (match?.[1] === undefined || match[2] === undefined) throw new SyntaxError(`"${text}" is not PATH:SIZE or PATH:SIZE:BLOCK`);
+  if (match?.[1] === undefined || match[2] === undefined)
+    throw new SyntaxError(`"${text}" is not PATH:SIZE or PATH:SIZE:BLOCK`);
   const namespace = { path: match[1], sizeBytes: parseSize(match[2]) };
   return match[3] === undefined ? namespace : { ...namespace, lbaSizeBytes: Number(match[3]) };
 }

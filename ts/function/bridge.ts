@@ -46,7 +46,10 @@ export function nativeStateChannel(channel: StateChannel): NativeHandle<NativeSt
         const result = await channel.read(maxBytes);
         if (result.kind !== 'bytes') return { json: result.kind };
         if (result.bytes.length === 0 || result.bytes.length > maxBytes) {
-          throw new TowlineError('ERR_TOWLINE_DEVICE', `the state channel gave ${result.bytes.length} bytes when 1 to ${maxBytes} were asked for`);
+          throw new TowlineError(
+            'ERR_TOWLINE_DEVICE',
+            `the state channel gave ${result.bytes.length} bytes when 1 to ${maxBytes} were asked for`,
+          );
         }
         return { json: 'bytes', bytes: result.bytes };
       }

@@ -151,7 +151,10 @@ export abstract class BaseFunction implements ControlledFunction {
   #checkUsable(): void {
     if (this.#closed) throw new TowlineError('ERR_TOWLINE_CLOSED', `${this.name} is closed`, { function: this.uuid });
     if (this.#state === 'released' || this.#state === 'lost') {
-      throw new TowlineError('ERR_TOWLINE_STATE', `${this.name} is ${this.#state}`, { function: this.uuid, state: this.#state });
+      throw new TowlineError('ERR_TOWLINE_STATE', `${this.name} is ${this.#state}`, {
+        function: this.uuid,
+        state: this.#state,
+      });
     }
   }
 }

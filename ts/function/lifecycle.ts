@@ -28,12 +28,20 @@ export function isLifecycleArc(from: LifecycleState, to: LifecycleState): boolea
  * Refuses a step that does not fit.
  * @throws TowlineError `ERR_TOWLINE_STATE`, with the state in `state` and the function in `function`.
  */
-export function checkLifecycleArc(fn: { readonly uuid: string; readonly name: string }, from: LifecycleState, to: LifecycleState): void {
+export function checkLifecycleArc(
+  fn: { readonly uuid: string; readonly name: string },
+  from: LifecycleState,
+  to: LifecycleState,
+): void {
   if (isLifecycleArc(from, to)) return;
-  throw new TowlineError('ERR_TOWLINE_STATE', `${fn.name} is ${from} and can't become ${to}; that is possible from: ${arcs[to].join(', ')}`, {
-    function: fn.uuid,
-    state: from,
-  });
+  throw new TowlineError(
+    'ERR_TOWLINE_STATE',
+    `${fn.name} is ${from} and can't become ${to}; that is possible from: ${arcs[to].join(', ')}`,
+    {
+      function: fn.uuid,
+      state: from,
+    },
+  );
 }
 
 /**

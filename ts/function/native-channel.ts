@@ -5,7 +5,14 @@
 import { throwIfAborted, withSignal, type WaitOptions } from '../abort.js';
 import { native, nativeSync, TowlineError } from '../errors.js';
 import type { NativeDirtySource, NativeStateChannel } from '../native/binding.js';
-import { kNative, type DirtySource, type MemoryRange, type PendingState, type ReadResult, type StateChannel } from './channel.js';
+import {
+  kNative,
+  type DirtySource,
+  type MemoryRange,
+  type PendingState,
+  type ReadResult,
+  type StateChannel,
+} from './channel.js';
 import { flagsFromBits, stateFromNumber, stateNumber, type DeviceState, type MigrationFlags } from './state.js';
 
 /** Calls in order, one at a time, each under its signal. */
@@ -65,7 +72,8 @@ export class NativeChannel implements StateChannel {
     return this.#queue.run(async () => {
       const { kind, bytes } = await this[kNative].read(maxBytes);
       if (kind !== 'bytes') return { kind };
-      if (bytes === undefined) throw new TowlineError('ERR_TOWLINE_INTERNAL', 'the native channel announced bytes and gave none');
+      if (bytes === undefined)
+        throw new TowlineError('ERR_TOWLINE_INTERNAL', 'the native channel announced bytes and gave none');
       return { kind, bytes };
     }, options);
   }

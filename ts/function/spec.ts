@@ -32,14 +32,16 @@ export function checkConfig(config: FunctionConfig): void {
   checkCount('queues', config.queues, 1, 65535);
   checkCount('vectors', config.vectors, 1, 2048);
   if (config.namespaces === undefined) return;
-  if (config.namespaces.length > MAX_NAMESPACES) invalid(`${config.namespaces.length} namespaces; at most ${MAX_NAMESPACES}`);
+  if (config.namespaces.length > MAX_NAMESPACES)
+    invalid(`${config.namespaces.length} namespaces; at most ${MAX_NAMESPACES}`);
   for (const nsid of config.namespaces) checkCount('a namespace', nsid, 1, 0xffff_fffd);
   if (new Set(config.namespaces).size !== config.namespaces.length) invalid('a namespace is named twice');
 }
 
 /** Checks a {@link FunctionSpec}. */
 export function checkSpec(spec: FunctionSpec): void {
-  if (!functionKinds.includes(spec.kind)) invalid(`kind is ${String(spec.kind)}; it has to be one of ${functionKinds.join(', ')}`);
+  if (!functionKinds.includes(spec.kind))
+    invalid(`kind is ${String(spec.kind)}; it has to be one of ${functionKinds.join(', ')}`);
   if (spec.uuid !== undefined) checkUuid(spec.uuid);
   if (spec.name !== undefined && !/^[\w.:-]{1,64}$/.test(spec.name)) {
     invalid('a name has 1 to 64 letters, digits, dots, colons, dashes or underscores');

@@ -22,7 +22,14 @@ export const exposureNames = ['none', 'kernel', 'vfio', 'vfio-user'] as const sa
  * Where a controlled function is in its life: `absent → provisioned → configured → migration-enabled → exposed → released`.
  * Migration may be left out. `lost`: it went with its holder.
  */
-export type LifecycleState = 'absent' | 'provisioned' | 'configured' | 'migration-enabled' | 'exposed' | 'released' | 'lost';
+export type LifecycleState =
+  | 'absent'
+  | 'provisioned'
+  | 'configured'
+  | 'migration-enabled'
+  | 'exposed'
+  | 'released'
+  | 'lost';
 
 /** What a function is to be given. What is left out is the driver's default. */
 export interface FunctionConfig {

@@ -34,15 +34,19 @@ export class UndoStack {
       }
     }
     if (notUndone.length === 0) return error;
-    return new TowlineError(error.code, `${error.message}; not undone: ${notUndone.map((n) => `${n.step} (${n.why})`).join(', ')}`, {
-      errno: error.errno,
-      syscall: error.syscall,
-      function: error.function,
-      state: error.state,
-      nvmeStatus: error.nvmeStatus,
-      cause: error,
-      details: { notUndone },
-    });
+    return new TowlineError(
+      error.code,
+      `${error.message}; not undone: ${notUndone.map((n) => `${n.step} (${n.why})`).join(', ')}`,
+      {
+        errno: error.errno,
+        syscall: error.syscall,
+        function: error.function,
+        state: error.state,
+        nvmeStatus: error.nvmeStatus,
+        cause: error,
+        details: { notUndone },
+      },
+    );
   }
 }
 

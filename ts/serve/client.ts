@@ -41,7 +41,9 @@ export class ServeClient {
       }
     });
     socket.on('error', (error) => this.#end(new TowlineError('ERR_TOWLINE_LINK', error.message, { cause: error })));
-    socket.on('close', () => this.#end(new TowlineError('ERR_TOWLINE_GONE', 'the serving process ended the connection')));
+    socket.on('close', () =>
+      this.#end(new TowlineError('ERR_TOWLINE_GONE', 'the serving process ended the connection')),
+    );
   }
 
   /**
@@ -53,7 +55,11 @@ export class ServeClient {
     return new Promise((resolve, reject) => {
       const socket = connectSocket(socketPath);
       const onError = (cause: Error): void =>
-        reject(new TowlineError('ERR_TOWLINE_GONE', `nobody serves on ${socketPath}: start one with towline serve`, { cause }));
+        reject(
+          new TowlineError('ERR_TOWLINE_GONE', `nobody serves on ${socketPath}: start one with towline serve`, {
+            cause,
+          }),
+        );
       socket.once('error', onError);
       socket.once('connect', () => {
         socket.off('error', onError);
@@ -63,7 +69,11 @@ export class ServeClient {
   }
 
   /** Calls a method. A fired signal asks the server to cancel, and the call ends as the server says. */
-  async call<M extends MethodName>(method: M, params: Methods[M]['params'], options: CallOptions<M> = {}): Promise<Methods[M]['result']> {
+  async call<M extends MethodName>(
+    method: M,
+    params: Methods[M]['params'],
+    options: CallOptions<M> = {},
+  ): Promise<Methods[M]['result']> {
     const { signal, onEvent } = options;
     throwIfAborted(signal);
     if (this.#closed !== undefined) throw this.#closed;
@@ -97,7 +107,9 @@ export class ServeClient {
     }
     const failure = message['error'] as { message?: unknown; data?: unknown } | undefined;
     if (typeof message['id'] !== 'number') {
-      throw failure === undefined ? new TowlineError('ERR_TOWLINE_PROTOCOL', 'an answer without an id') : errorFromJson(failure.data);
+      throw failure === undefined
+        ? new TowlineError('ERR_TOWLINE_PROTOCOL', 'an answer without an id')
+        : errorFromJson(failure.data);
     }
     const waiting = this.#waiting.get(message['id']);
     if (failure === undefined) waiting?.resolve(message['result']);

@@ -71,12 +71,20 @@ export class Host {
   async find(word: string): Promise<HeldFunction> {
     const all = await this.functions();
     const exact = all.filter(({ fn }) => fn.uuid === word.toLowerCase() || fn.name === word);
-    const found = exact.length > 0 || word.length < 8 ? exact : all.filter(({ fn }) => fn.uuid.startsWith(word.toLowerCase()));
+    const found =
+      exact.length > 0 || word.length < 8 ? exact : all.filter(({ fn }) => fn.uuid.startsWith(word.toLowerCase()));
     const [first, ...more] = found;
     if (first === undefined) {
-      throw new TowlineError('ERR_TOWLINE_NOT_FOUND', `there is no function ${word}; there is: ${all.map(({ fn }) => fn.name).join(', ') || 'none'}`);
+      throw new TowlineError(
+        'ERR_TOWLINE_NOT_FOUND',
+        `there is no function ${word}; there is: ${all.map(({ fn }) => fn.name).join(', ') || 'none'}`,
+      );
     }
-    if (more.length > 0) throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${word} stands for ${found.length} functions: use the UUID`);
+    if (more.length > 0)
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        `${word} stands for ${found.length} functions: use the UUID`,
+      );
     return first;
   }
 
@@ -88,7 +96,11 @@ export class Host {
       throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `name one of: ${this.#addresses()}`);
     }
     const found = this.controlling.find((c) => c.address === address || c.address === `embedded:${address}`);
-    if (found === undefined) throw new TowlineError('ERR_TOWLINE_NOT_FOUND', `there is no controlling function ${address}; there is: ${this.#addresses()}`);
+    if (found === undefined)
+      throw new TowlineError(
+        'ERR_TOWLINE_NOT_FOUND',
+        `there is no controlling function ${address}; there is: ${this.#addresses()}`,
+      );
     return found;
   }
 
@@ -100,7 +112,8 @@ export class Host {
   async provision(address: string | undefined, spec: FunctionSpec, options: WaitOptions): Promise<HeldFunction> {
     const controlling = this.findControlling(address);
     const fn = await provisionFunction(controlling, spec, options);
-    if (this.#memoryBytes === 0n || !(controlling instanceof EmbeddedControllingFunction)) return { fn, controlling, memory: undefined };
+    if (this.#memoryBytes === 0n || !(controlling instanceof EmbeddedControllingFunction))
+      return { fn, controlling, memory: undefined };
     let memory: GuestMemory | undefined;
     try {
       memory = GuestMemory.anonymous(fn.name, this.#memoryBytes);
@@ -125,7 +138,8 @@ export class Host {
   /** Runs `work` while nobody else changes, migrates or checks these functions. */
   async exclusively<T>(functions: readonly HeldFunction[], work: () => Promise<T>): Promise<T> {
     for (const { fn } of functions) {
-      if (this.#busy.has(fn)) throw new TowlineError('ERR_TOWLINE_BUSY', `${fn.name} is being worked on already`, { function: fn.uuid });
+      if (this.#busy.has(fn))
+        throw new TowlineError('ERR_TOWLINE_BUSY', `${fn.name} is being worked on already`, { function: fn.uuid });
     }
     for (const { fn } of functions) this.#busy.add(fn);
     try {

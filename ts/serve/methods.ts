@@ -21,7 +21,11 @@ export interface MethodContext {
   readonly emit: (event: unknown) => void;
 }
 
-type Method<M extends MethodName> = (host: Host, params: Params, context: MethodContext) => Promise<Methods[M]['result']>;
+type Method<M extends MethodName> = (
+  host: Host,
+  params: Params,
+  context: MethodContext,
+) => Promise<Methods[M]['result']>;
 
 const DAY_MS = 86_400_000;
 
@@ -60,7 +64,8 @@ function readPolicy(params: Params): MigrationPolicy {
 async function findAll(host: Host, params: Params): Promise<HeldFunction[]> {
   const found: HeldFunction[] = [];
   for (const word of params.texts('functions', 1, 64)) found.push(await host.find(word));
-  if (new Set(found.map(({ fn }) => fn)).size !== found.length) throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'a function is named twice');
+  if (new Set(found.map(({ fn }) => fn)).size !== found.length)
+    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'a function is named twice');
   return found;
 }
 
@@ -68,14 +73,19 @@ async function findAll(host: Host, params: Params): Promise<HeldFunction[]> {
 function sharedMemory(functions: readonly HeldFunction[]): { memory?: NonNullable<HeldFunction['memory']> } {
   const memory = functions[0]?.memory;
   if (functions.some((f) => f.memory !== memory)) {
-    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'these functions have different guest memories: migrate each by itself');
+    throw new TowlineError(
+      'ERR_TOWLINE_INVALID_ARGUMENT',
+      'these functions have different guest memories: migrate each by itself',
+    );
   }
   return memory === undefined ? {} : { memory };
 }
 
 /** `exactOptionalPropertyTypes`: what is left out must be absent, not `undefined`. */
 function given<T extends object>(values: T): { [K in keyof T]?: NonNullable<T[K]> } {
-  return Object.fromEntries(Object.entries(values).filter(([, v]) => v !== undefined)) as { [K in keyof T]?: NonNullable<T[K]> };
+  return Object.fromEntries(Object.entries(values).filter(([, v]) => v !== undefined)) as {
+    [K in keyof T]?: NonNullable<T[K]>;
+  };
 }
 
 async function follow(migration: Migration, { emit }: MethodContext): Promise<MigrationReport> {
@@ -89,13 +99,20 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
   list: async (host) => {
     const controlling = [];
     for (const c of host.controlling) {
-      controlling.push({ address: c.address, driver: c.driver, capacity: await c.capacity(), reasons: await c.explain() });
+      controlling.push({
+        address: c.address,
+        driver: c.driver,
+        capacity: await c.capacity(),
+        reasons: await c.explain(),
+      });
     }
     return { controlling, functions: (await host.functions()).map((held) => host.info(held)) };
   },
 
   provision: async (host, params, { signal }) =>
-    host.info(await host.provision(params.optionalText('controlling', 256), readSpec(params.nested('spec')), { signal })),
+    host.info(
+      await host.provision(params.optionalText('controlling', 256), readSpec(params.nested('spec')), { signal }),
+    ),
 
   configure: async (host, params, { signal }) => {
     const held = await host.find(params.text('function', 256));
@@ -109,7 +126,10 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
       }
       if (migration === true) await held.controlling.enableMigration(held.fn, { signal });
       if (migration === false) {
-        throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', 'migration can not be disabled again: release the function and provision it without');
+        throw new TowlineError(
+          'ERR_TOWLINE_UNSUPPORTED',
+          'migration can not be disabled again: release the function and provision it without',
+        );
       }
       return host.info(held);
     });
@@ -153,7 +173,13 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
       }),
     };
     return host.exclusively(found, async () => {
-      const report = await follow(migrate(found.map(({ fn }) => fn), options), context);
+      const report = await follow(
+        migrate(
+          found.map(({ fn }) => fn),
+          options,
+        ),
+        context,
+      );
       // They are the destination's now: what is left of them here goes back to the controlling function.
       if (report.outcome === 'committed') for (const held of found) await host.release(held);
       return report;
@@ -174,7 +200,15 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
         linkTimeoutMs: params.optionalCount('linkTimeoutMs', 1, DAY_MS),
       }),
     };
-    return host.exclusively(found, () => follow(receive(found.map(({ fn }) => fn), options), context));
+    return host.exclusively(found, () =>
+      follow(
+        receive(
+          found.map(({ fn }) => fn),
+          options,
+        ),
+        context,
+      ),
+    );
   },
 
   sessions: async (host) => host.journal.sessions(),

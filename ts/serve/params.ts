@@ -65,7 +65,12 @@ export class Params {
 
   texts(name: string, least: number, most: number): string[] {
     const value = this.#get(name);
-    if (!Array.isArray(value) || value.length < least || value.length > most || !value.every((v) => typeof v === 'string' && v.length <= 256)) {
+    if (
+      !Array.isArray(value) ||
+      value.length < least ||
+      value.length > most ||
+      !value.every((v) => typeof v === 'string' && v.length <= 256)
+    ) {
       this.#fail(name, `a list of ${least} to ${most} texts`);
     }
     return value as string[];

@@ -36,11 +36,17 @@ export async function checkSocketDirectory(path: string): Promise<void> {
       return s;
     });
     if (owner !== uid() && owner !== 0) {
-      throw new TowlineError('ERR_TOWLINE_PERMISSION', `${directory} belongs to user ${owner}; it has to belong to user ${uid()} or to root`);
+      throw new TowlineError(
+        'ERR_TOWLINE_PERMISSION',
+        `${directory} belongs to user ${owner}; it has to belong to user ${uid()} or to root`,
+      );
     }
     const writableByOthers = (mode & (constants.S_IWGRP | constants.S_IWOTH)) !== 0;
     if (writableByOthers && (mode & 0o1000) === 0) {
-      throw new TowlineError('ERR_TOWLINE_PERMISSION', `others may write to ${directory}; take that right away (chmod go-w)`);
+      throw new TowlineError(
+        'ERR_TOWLINE_PERMISSION',
+        `others may write to ${directory}; take that right away (chmod go-w)`,
+      );
     }
   } catch (error) {
     throw unwrapFault(error);
@@ -57,6 +63,9 @@ export async function checkSocketOwner(path: string): Promise<void> {
   }
   if (!stats.isSocket()) throw new TowlineError('ERR_TOWLINE_PERMISSION', `${path} is no socket`);
   if (stats.uid !== uid() && stats.uid !== 0) {
-    throw new TowlineError('ERR_TOWLINE_PERMISSION', `${path} belongs to user ${stats.uid}, not to user ${uid()} or root`);
+    throw new TowlineError(
+      'ERR_TOWLINE_PERMISSION',
+      `${path} belongs to user ${stats.uid}, not to user ${uid()} or root`,
+    );
   }
 }

@@ -5,7 +5,14 @@
 import type { KindCapacity } from '../drivers/driver.js';
 import type { CheckResult } from '../conformance/check.js';
 import type { TowlineErrorJson } from '../errors.js';
-import type { ExposureName, FunctionConfig, FunctionKind, FunctionSpec, LifecycleState, Reason } from '../function/types.js';
+import type {
+  ExposureName,
+  FunctionConfig,
+  FunctionKind,
+  FunctionSpec,
+  LifecycleState,
+  Reason,
+} from '../function/types.js';
 import type { JournalSession } from '../migration/journal.js';
 import type { MigrationPolicy } from '../migration/policy.js';
 import type { MigrationEvent } from '../migration/progress.js';
@@ -47,17 +54,37 @@ export interface ControllingInfo {
 /** Every method: what it takes, what it gives, and the events on the way. */
 export interface Methods {
   version: { params: Record<string, never>; result: { version: string; pid: number }; event: never };
-  list: { params: Record<string, never>; result: { controlling: ControllingInfo[]; functions: FunctionInfo[] }; event: never };
+  list: {
+    params: Record<string, never>;
+    result: { controlling: ControllingInfo[]; functions: FunctionInfo[] };
+    event: never;
+  };
   provision: { params: { controlling?: string; spec: FunctionSpec }; result: FunctionInfo; event: never };
-  configure: { params: { function: string; config: FunctionConfig; migration?: boolean }; result: FunctionInfo; event: never };
+  configure: {
+    params: { function: string; config: FunctionConfig; migration?: boolean };
+    result: FunctionInfo;
+    event: never;
+  };
   expose: { params: { function: string; exposure: ExposureName }; result: FunctionInfo; event: never };
   release: { params: { function: string }; result: FunctionInfo; event: never };
-  explain: { params: { function: string }; result: { function: FunctionInfo; reasons: readonly Reason[] }; event: never };
+  explain: {
+    params: { function: string };
+    result: { function: FunctionInfo; reasons: readonly Reason[] };
+    event: never;
+  };
   migrate: { params: MigrateParams; result: MigrationReport; event: MigrationEvent };
-  receive: { params: ReceiveParams; result: MigrationReport; event: MigrationEvent | { type: 'listening'; address: string } };
+  receive: {
+    params: ReceiveParams;
+    result: MigrationReport;
+    event: MigrationEvent | { type: 'listening'; address: string };
+  };
   sessions: { params: Record<string, never>; result: JournalSession[]; event: never };
   recover: { params: RecoverParams; result: Recovered[]; event: never };
-  conformance: { params: { function: string; destructive: boolean }; result: { checks: number; failed: number }; event: CheckResult };
+  conformance: {
+    params: { function: string; destructive: boolean };
+    result: { checks: number; failed: number };
+    event: CheckResult;
+  };
   shutdown: { params: Record<string, never>; result: null; event: never };
 }
 

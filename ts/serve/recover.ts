@@ -14,7 +14,10 @@ export async function recoverSessions(host: Host, params: Params, context: Metho
   if (params.optionalFlag('declareDestinationDead')) {
     const reason = params.optionalText('reason', 1024);
     if (session === undefined || reason === undefined) {
-      throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'declaring the destination dead needs the session and a reason');
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        'declaring the destination dead needs the session and a reason',
+      );
     }
     host.journal.declareDestinationDead(session, reason);
   }

@@ -44,7 +44,11 @@ export type StreamFrame =
       readonly bytes: number;
     }
   | { readonly type: 'manifest'; readonly channel: number; readonly frames: number; readonly bytes: number }
-  | { readonly type: 'dialogue'; readonly bytes: number; /** Its type, where it has one. */ readonly message: string | null }
+  | {
+      readonly type: 'dialogue';
+      readonly bytes: number;
+      /** Its type, where it has one. */ readonly message: string | null;
+    }
   | { readonly type: 'skipped'; readonly channel: number; readonly frameType: number; readonly bytes: number }
   | { readonly type: 'stream-end' };
 

@@ -28,10 +28,18 @@ function frame(event: RawEvent): StreamFrame {
     case 'section-begin': {
       const kind = kinds[String(event['kind'])];
       if (kind === undefined) break;
-      return { ...(event as unknown as Extract<StreamFrame, { type: 'section-begin' }>), kind, format: hex(event['format']) };
+      return {
+        ...(event as unknown as Extract<StreamFrame, { type: 'section-begin' }>),
+        kind,
+        format: hex(event['format']),
+      };
     }
     case 'dialogue':
-      return { type: 'dialogue', bytes: Number(event['bytes']), message: typeof event['message'] === 'string' ? event['message'] : null };
+      return {
+        type: 'dialogue',
+        bytes: Number(event['bytes']),
+        message: typeof event['message'] === 'string' ? event['message'] : null,
+      };
     case 'header':
     case 'state-chunk':
     case 'pages':
