@@ -125,7 +125,7 @@ export function loadingChecks(subject: ChannelSubject): Check[] {
 async function checkBehaviour(subject: ChannelSubject): Promise<void> {
   const source = await subject.open();
   try {
-    const [before, state] = await behave(source);
+    const [before, state] = await behave(source, subject.maxStateBytes);
     const destination = await subject.open();
     try {
       const { channel, observe } = destination;
@@ -148,14 +148,14 @@ async function checkBehaviour(subject: ChannelSubject): Promise<void> {
   }
 }
 
-async function behave(source: ChannelInstance): Promise<[string, Uint8Array]> {
+async function behave(source: ChannelInstance, maxStateBytes: number | undefined): Promise<[string, Uint8Array]> {
   if (source.stimulate === undefined || source.observe === undefined) {
     throw new NotExercised('the subject has no means to stimulate and observe the device');
   }
   await source.stimulate(1);
   await source.stimulate(2);
   const seen = await source.observe();
-  return [seen, await save(source.channel)];
+  return [seen, await save(source.channel, undefined, maxStateBytes)];
 }
 
 function clip(text: string): string {
