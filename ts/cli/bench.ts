@@ -25,6 +25,9 @@ export interface BenchLine {
   readonly ours: number;
 }
 
+/** Source and destination call the function by one name. */
+const UUID = '00000000-0000-4000-8000-000000000001';
+
 function median(values: readonly number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
   return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
@@ -48,7 +51,7 @@ async function side(directory: string, name: string, bytes: bigint, close: (() =
   close.push(() => subsystem.close());
   const memory = GuestMemory.anonymous(name, bytes);
   close.push(() => memory.close());
-  const fn = await subsystem.provision({ kind: 'vf' });
+  const fn = await subsystem.provision({ kind: 'vf', uuid: UUID });
   subsystem.attachMemory(fn, memory);
   return { fn, memory, fence: journal };
 }

@@ -60,7 +60,7 @@ export function loadingChecks(subject: ChannelSubject): Check[] {
   const withState =
     (work: (channel: StateChannel, state: Uint8Array) => Promise<void>): (() => Promise<void>) =>
     async () => {
-      const state = await withInstance(subject, ({ channel }) => save(channel));
+      const state = await withInstance(subject, ({ channel }) => save(channel, undefined, subject.maxStateBytes));
       await withInstance(subject, ({ channel }) => work(channel, state));
     };
   return [
