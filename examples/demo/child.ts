@@ -61,7 +61,8 @@ export class HostProcess {
       case 'answer': {
         const waiting = this.#waiting.get(message.id);
         this.#waiting.delete(message.id);
-        if (message.error) waiting?.reject(Object.assign(new Error(message.error.message), { code: message.error.code }));
+        if (message.error)
+          waiting?.reject(Object.assign(new Error(message.error.message), { code: message.error.code }));
         else waiting?.resolve(message.value);
       }
     }

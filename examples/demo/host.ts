@@ -3,7 +3,15 @@
  * guest runs here, its tenant. It does what the demo asks by IPC and uses nothing but towline's public API.
  */
 import { randomBytes } from 'node:crypto';
-import { GuestMemory, Journal, migrate, receive, type ControlledFunction, type FunctionSpec, type Migration } from 'towline';
+import {
+  GuestMemory,
+  Journal,
+  migrate,
+  receive,
+  type ControlledFunction,
+  type FunctionSpec,
+  type Migration,
+} from 'towline';
 import { embedded, Tenant, type EmbeddedSubsystem } from 'towline/rehearsal';
 import { LOG_FD, MEMORY_FD, type FromHost, type HostRequest, type Kind, type Scale, type ToHost } from './protocol.js';
 import type { Sabotage } from './sabotage.js';
@@ -13,7 +21,14 @@ const NSID = 1;
 
 class Host {
   #prepared:
-    | { subsystem: EmbeddedSubsystem; fn: ControlledFunction; memory: GuestMemory; journal: Journal; scale: Scale; hostTag: number }
+    | {
+        subsystem: EmbeddedSubsystem;
+        fn: ControlledFunction;
+        memory: GuestMemory;
+        journal: Journal;
+        scale: Scale;
+        hostTag: number;
+      }
     | undefined;
   #tenant: Tenant | undefined;
   #migration: Migration | undefined;
@@ -66,7 +81,16 @@ class Host {
   }
 
   #spec(kind: Kind, uuid: string): FunctionSpec {
-    return { kind, uuid, name: `demo-${kind}`, queues: 2, vectors: 3, namespaces: [NSID], migration: true, expose: 'none' };
+    return {
+      kind,
+      uuid,
+      name: `demo-${kind}`,
+      queues: 2,
+      vectors: 3,
+      namespaces: [NSID],
+      migration: true,
+      expose: 'none',
+    };
   }
 
   async #boot(): Promise<void> {
@@ -103,10 +127,13 @@ class Host {
       to,
       memory,
       fence: journal,
-      policy: { maxDowntimeMs: 50 },
+      // On a loaded machine a stop may cost more than that by itself; the demo shows what it was.
+      policy: { maxDowntimeMs: 50, maxRounds: 8, onNoConvergence: 'stop' },
       pause: () => tenant.pause(),
       resume: () => tenant.resume(),
       verify: () => this.#hold(),
+      // A source that still runs needs something that it can run.
+      release: sabotage !== 'two-owners',
       faults: {
         ...(sabotage === 'skip-dirty-page' ? { skipFinalPages: workingSet } : {}),
         ...(sabotage === 'skip-device-dirty' ? { skipDeviceDirty: telemetry } : {}),

@@ -12,7 +12,9 @@ import { runKind } from './run.js';
 import { isSabotage, SABOTAGES } from './sabotage.js';
 
 function usage(message: string): never {
-  console.error(`${message}\n\nusage: npm run demo -- [--json] [--kind ${KINDS.join('|')}] [--memory MiB] [--sabotage NAME]`);
+  console.error(
+    `${message}\n\nusage: npm run demo -- [--json] [--kind ${KINDS.join('|')}] [--memory MiB] [--sabotage NAME]`,
+  );
   console.error(`sabotages: ${SABOTAGES.join(', ')}`);
   process.exit(2);
 }
@@ -34,7 +36,8 @@ function args() {
 
 const values = args();
 const memoryMiB = Number(values.memory);
-if (!Number.isInteger(memoryMiB) || memoryMiB < 64 || memoryMiB > 16_384) usage('--memory takes whole MiB from 64 to 16384');
+if (!Number.isInteger(memoryMiB) || memoryMiB < 64 || memoryMiB > 16_384)
+  usage('--memory takes whole MiB from 64 to 16384');
 const { sabotage } = values;
 if (sabotage !== undefined && !isSabotage(sabotage)) usage(`there is no sabotage named ${sabotage}`);
 const kinds = (values.kind ?? KINDS) as Kind[];

@@ -28,7 +28,15 @@ export interface NamespaceFile {
 }
 
 export type HostRequest =
-  | { do: 'prepare'; kind: Kind; uuid: string; hostTag: number; namespace: NamespaceFile; journal: string; scale: Scale }
+  | {
+      do: 'prepare';
+      kind: Kind;
+      uuid: string;
+      hostTag: number;
+      namespace: NamespaceFile;
+      journal: string;
+      scale: Scale;
+    }
   | { do: 'boot' }
   | { do: 'receive'; sabotage: Sabotage | undefined }
   | { do: 'received' }
@@ -42,7 +50,9 @@ export type FromHost =
   | { type: 'event'; event: MigrationEvent }
   | { type: 'hold'; id: number };
 
-export type ToHost = { type: 'request'; id: number; request: HostRequest } | { type: 'held'; id: number; error?: string };
+export type ToHost =
+  | { type: 'request'; id: number; request: HostRequest }
+  | { type: 'held'; id: number; error?: string };
 
 /** What `migrate` and `received` answer. */
 export interface MoveResult {

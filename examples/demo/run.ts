@@ -47,7 +47,11 @@ export async function runKind(
     return fd;
   };
   try {
-    const namespace: NamespaceFile = { path: join(directory, 'namespace'), nguid: randomUUID().replaceAll('-', ''), uuid: randomUUID() };
+    const namespace: NamespaceFile = {
+      path: join(directory, 'namespace'),
+      nguid: randomUUID().replaceAll('-', ''),
+      uuid: randomUUID(),
+    };
     const bytes = BigInt(scale.memoryMiB) << 20n;
     const memories = [keep(memfd('source', bytes)), keep(memfd('destination', bytes))] as const;
     const logs = ['source', 'destination'].map((name) => {

@@ -27,7 +27,9 @@ export class Terminal {
   }
 
   begin(kind: string, scale: Scale): void {
-    this.#write(`\n${kind}: ${scale.memoryMiB} MiB of guest memory, queue depth 32, about ${scale.iops} I/Os per second\n`);
+    this.#write(
+      `\n${kind}: ${scale.memoryMiB} MiB of guest memory, queue depth 32, about ${scale.iops} I/Os per second\n`,
+    );
   }
 
   event(event: MigrationEvent): void {
@@ -36,7 +38,9 @@ export class Terminal {
         if (this.#live && event.totalPages > 0) {
           const share = Math.min(1, event.sentPages / event.totalPages);
           const filled = Math.round(share * 40);
-          this.#write(`\r  pass ${event.round} [${'#'.repeat(filled)}${' '.repeat(40 - filled)}] ${(share * 100).toFixed(0).padStart(3)} %`);
+          this.#write(
+            `\r  pass ${event.round} [${'#'.repeat(filled)}${' '.repeat(40 - filled)}] ${(share * 100).toFixed(0).padStart(3)} %`,
+          );
         }
         return;
       case 'round':
@@ -47,7 +51,9 @@ export class Terminal {
       case 'forecast':
         if (event.frozen) {
           const f = event.forecast;
-          this.#write(`  forecast: ${f.totalMs.toFixed(0)} ms in all, downtime ${f.downtimeMs.p50.toFixed(1)} ms (p95 ${f.downtimeMs.p95.toFixed(1)} ms)\n`);
+          this.#write(
+            `  forecast: ${f.totalMs.toFixed(0)} ms in all, downtime ${f.downtimeMs.p50.toFixed(1)} ms (p95 ${f.downtimeMs.p95.toFixed(1)} ms)\n`,
+          );
         }
         return;
       case 'converge':
@@ -73,7 +79,9 @@ export class Terminal {
       `  witness: ${io.completed} I/Os, ${io.lost} lost, ${io.duplicated} duplicated, ${io.corrupted} corrupted, ` +
         `${line.stalePages} stale pages, ${line.owners} owner(s) at once\n`,
     );
-    this.#write(`  ${line.outcome}${line.why === undefined ? '' : ` (${line.why})`}: ${line.verified ? 'verified' : 'NOT VERIFIED'}\n`);
+    this.#write(
+      `  ${line.outcome}${line.why === undefined ? '' : ` (${line.why})`}: ${line.verified ? 'verified' : 'NOT VERIFIED'}\n`,
+    );
   }
 
   close(verified: boolean): void {
@@ -90,7 +98,9 @@ function downtimePicture(line: DemoLine): string {
   const parts = line.phases.filter((p) => p.name in IN_DOWNTIME && p.ms > 0);
   const sum = parts.reduce((total, p) => total + p.ms, 0);
   if (sum <= 0) return '';
-  const bar = parts.map((p) => (IN_DOWNTIME[p.name] ?? '?').repeat(Math.max(1, Math.round((p.ms / sum) * BAR_WIDTH)))).join('');
+  const bar = parts
+    .map((p) => (IN_DOWNTIME[p.name] ?? '?').repeat(Math.max(1, Math.round((p.ms / sum) * BAR_WIDTH))))
+    .join('');
   const key = parts.map((p) => `${IN_DOWNTIME[p.name]} ${p.name}`).join(', ');
   return `  |${bar}|\n  ${key}\n`;
 }

@@ -86,7 +86,8 @@ class Witness {
     for (const record of mergeLogs(this.#logs.map((log) => parseLog(log.bytes())))) ledger.take(record);
     this.#readNamespace(ledger);
     const { drained, ...verdict } = ledger.verdict(this.#holds);
-    if (!drained && !powerFailure) throw new Error('the tenant was not drained in the end: what it lost cannot be known');
+    if (!drained && !powerFailure)
+      throw new Error('the tenant was not drained in the end: what it lost cannot be known');
     const stalePages = this.#comparisons.reduce((sum, c) => sum + c.stalePages, 0);
     const stale = this.#comparisons.flatMap((c) => c.firstStale).map((gpa) => `page ${gpa} differs`);
     return {

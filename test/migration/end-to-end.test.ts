@@ -161,7 +161,8 @@ for (const phase of CANCELLABLE) {
     const session = crypto.randomUUID();
     const listener = (message: unknown) => {
       const event = message as MigrationEvent;
-      if (event.session === session && event.type === 'phase' && event.phase === phase) controller.abort(new Error('enough'));
+      if (event.session === session && event.type === 'phase' && event.phase === phase)
+        controller.abort(new Error('enough'));
     };
     subscribe(DIAGNOSTICS_CHANNEL, listener);
     let resumed = 0;

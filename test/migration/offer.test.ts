@@ -28,7 +28,11 @@ test('every rule accepts what satisfies it and names what does not', (t) => {
 });
 
 test('all mismatches are told at once', (t) => {
-  const offered = { uuid: 'u', name: 'f', descriptor: { a: fact(1, 'equal'), b: fact(2, 'equal'), c: fact(3, 'equal') } };
+  const offered = {
+    uuid: 'u',
+    name: 'f',
+    descriptor: { a: fact(1, 'equal'), b: fact(2, 'equal'), c: fact(3, 'equal') },
+  };
   const local = { uuid: 'v', name: 'g', descriptor: { a: fact(1, 'equal'), b: fact(9, 'equal') } };
   const mismatches = compareFunctions([offered, offered], [local]);
   t.deepEqual(

@@ -2,7 +2,16 @@ import test from 'ava';
 import type { Forecast } from '#towline/migration/forecast.js';
 import { completePolicy, decide } from '#towline/migration/policy.js';
 
-const forecast: Forecast = { totalMs: 0, downtimeMs: { p50: 0, p95: 0 }, rounds: 1, memoryBytes: 0, converges: false, obstacle: 'dirty-rate', needs: null, why: 'the guest writes too fast' };
+const forecast: Forecast = {
+  totalMs: 0,
+  downtimeMs: { p50: 0, p95: 0 },
+  rounds: 1,
+  memoryBytes: 0,
+  converges: false,
+  obstacle: 'dirty-rate',
+  needs: null,
+  why: 'the guest writes too fast',
+};
 const now = { rounds: 1, elapsedMs: 100, downtimeMs: 50 };
 
 test('stops as soon as a stop fits the limit', (t) => {
@@ -13,11 +22,21 @@ test('goes on while a stop would be too long', (t) => {
   t.is(decide(completePolicy({ maxDowntimeMs: 10 }), now, forecast).action, 'continue');
 });
 
+test('does not go on where only the cost of the stop is left', (t) => {
+  const policy = completePolicy({ maxDowntimeMs: 10 });
+  const stopCost: Forecast = { ...forecast, obstacle: 'stop-cost', why: 'a stop alone takes longer' };
+  t.is(decide(policy, now, stopCost).action, 'continue');
+  t.is(decide(policy, { ...now, rounds: 2 }, stopCost).action, 'give-up');
+});
+
 test('gives up at the limits, with the reason, or stops where that was asked for', (t) => {
   for (const spent of [{ rounds: 30 }, { elapsedMs: 700_000 }]) {
     const decision = decide(completePolicy({ maxDowntimeMs: 10 }), { ...now, ...spent }, forecast);
     t.is(decision.action, 'give-up');
     t.regex(decision.why, /50\.0 ms.*limit is 10 ms.*writes too fast/);
-    t.is(decide(completePolicy({ maxDowntimeMs: 10, onNoConvergence: 'stop' }), { ...now, ...spent }, forecast).action, 'stop');
+    t.is(
+      decide(completePolicy({ maxDowntimeMs: 10, onNoConvergence: 'stop' }), { ...now, ...spent }, forecast).action,
+      'stop',
+    );
   }
 });

@@ -3,7 +3,14 @@ import test from 'ava';
 import { PhaseClock } from '#towline/migration/phases.js';
 import { DIAGNOSTICS_CHANNEL, EventQueue, type MigrationEvent } from '#towline/migration/progress.js';
 
-const pages = (round: number): MigrationEvent => ({ type: 'pages', session: 's', round, sentPages: 0, totalPages: 0, wireBytes: 0 });
+const pages = (round: number): MigrationEvent => ({
+  type: 'pages',
+  session: 's',
+  round,
+  sentPages: 0,
+  totalPages: 0,
+  wireBytes: 0,
+});
 const phase: MigrationEvent = { type: 'phase', session: 's', phase: 'offer' };
 
 test('a slow reader loses page counts only', async (t) => {

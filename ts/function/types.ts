@@ -129,6 +129,8 @@ export interface MigratableFunction {
   explain(options?: WaitOptions): Promise<readonly Reason[]>;
   /** Whether somebody drives it now, as far as that can be told. */
   inUse?(): Promise<boolean>;
+  /** Gives it back after it was migrated away. Idempotent. */
+  release?(options?: WaitOptions): Promise<void>;
 }
 
 /** A controlled function, from the moment it is provisioned until it is released. */

@@ -45,7 +45,11 @@ interface Received {
 export function receive(functions: Functions, options: ReceiveOptions): Migration {
   const events = new EventQueue();
   const destination = new DestinationMigration(functionList(functions), options, events);
-  return new Migration('', events, destination.run().finally(() => events.end()));
+  return new Migration(
+    '',
+    events,
+    destination.run().finally(() => events.end()),
+  );
 }
 
 class DestinationMigration {
@@ -143,20 +147,28 @@ class DestinationMigration {
   }
 
   #config(): string {
-    return JSON.stringify({ linkTimeoutMs: this.options.linkTimeoutMs ?? 30_000, faults: faultsJson(this.options.faults) });
+    return JSON.stringify({
+      linkTimeoutMs: this.options.linkTimeoutMs ?? 30_000,
+      faults: faultsJson(this.options.faults),
+    });
   }
 
   async #drive(session: NativeDestinationSession, offer: ReadOffer): Promise<MigrationReport> {
     this.#report.session = offer.session;
     this.#report.epoch = offer.epoch;
-    const mismatches = await this.#compare(offer);
+    const answer = JSON.stringify({ mismatches: await this.#compare(offer) });
+    // The engine compares too: identities, capabilities, its own limits.
+    const { mismatches } = JSON.parse(await native(() => session.answer(answer))) as { mismatches: Mismatch[] };
     this.#report.mismatches = mismatches;
-    await native(() => session.answer(JSON.stringify({ mismatches })));
     if (mismatches.length > 0) {
       this.events.push({ type: 'mismatch', session: offer.session, mismatches });
-      throw new TowlineError('ERR_TOWLINE_MISMATCH', mismatches.map((m) => m.message).join('; '), { details: { mismatches } });
+      throw new TowlineError('ERR_TOWLINE_MISMATCH', mismatches.map((m) => m.message).join('; '), {
+        details: { mismatches },
+      });
     }
-    const received = JSON.parse(await this.#clock.during('pre-copy', () => native(() => session.receive()))) as Received;
+    const received = JSON.parse(
+      await this.#clock.during('pre-copy', () => native(() => session.receive())),
+    ) as Received;
     this.#report.bytes = { memory: received.memoryBytes, deviceState: received.stateBytes, wire: received.wireBytes };
     this.#report.pages = { sent: received.pages, zero: received.zeroPages, hole: 0 };
     this.#report.rounds = received.rounds;
@@ -167,7 +179,9 @@ class DestinationMigration {
       if (restoreSections) await hook('restoreSections', () => restoreSections(sections as Sections));
       await native(() => session.prepared());
     });
-    const commit = JSON.parse(await this.#clock.during('commit', () => native(() => session.waitCommit()))) as { journalMs: number };
+    const commit = JSON.parse(await this.#clock.during('commit', () => native(() => session.waitCommit()))) as {
+      journalMs: number;
+    };
     this.#committed = true;
     this.#clock.add('journal', commit.journalMs);
     this.#clock.add('commit', -commit.journalMs);
@@ -204,7 +218,10 @@ class DestinationMigration {
     }
     const report = this.#finish('rolled-back', cause.message);
     if (cause.code === 'ERR_TOWLINE_ABORTED') throw withReport(cause, report);
-    throw new TowlineError('ERR_TOWLINE_ROLLED_BACK', `nothing was taken: ${cause.message}`, { cause, details: { report } });
+    throw new TowlineError('ERR_TOWLINE_ROLLED_BACK', `nothing was taken: ${cause.message}`, {
+      cause,
+      details: { report },
+    });
   }
 
   #finish(outcome: Outcome, why?: string): MigrationReport {

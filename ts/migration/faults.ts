@@ -28,7 +28,8 @@ export function faultPoints(): readonly string[] {
 /** As native sessions take it. */
 export function faultsJson(faults: FaultPoints | undefined): unknown {
   if (faults === undefined) return null;
-  const range = (r: { gpa: bigint; len: bigint } | undefined) => (r ? { gpa: r.gpa.toString(), len: r.len.toString() } : null);
+  const range = (r: { gpa: bigint; len: bigint } | undefined) =>
+    r ? { gpa: r.gpa.toString(), len: r.len.toString() } : null;
   return {
     killAt: faults.killAt ?? null,
     failAt: faults.failAt ?? null,

@@ -51,7 +51,11 @@ export interface Forecast {
   converges: boolean;
   obstacle: Obstacle | null;
   /** What would make it converge, each by itself; `null` where that alone can't. */
-  needs: { bandwidthBytesPerSecond: number | null; dirtyBytesPerSecond: number | null; maxDowntimeMs: number | null } | null;
+  needs: {
+    bandwidthBytesPerSecond: number | null;
+    dirtyBytesPerSecond: number | null;
+    maxDowntimeMs: number | null;
+  } | null;
   /** The same in a sentence. */
   why: string;
 }

@@ -76,7 +76,10 @@ export function compareFunctions(offered: readonly OfferedFunction[], local: rea
 }
 
 /** Compares memory layouts: the destination needs the same ranges. */
-export function compareMemory(offered: readonly { gpa: string; len: string }[], local: readonly MemoryRange[]): Mismatch[] {
+export function compareMemory(
+  offered: readonly { gpa: string; len: string }[],
+  local: readonly MemoryRange[],
+): Mismatch[] {
   const a = offered.map((r) => `${r.gpa}+${r.len}`);
   const b = local.map((r) => `${r.gpa}+${r.len}`);
   if (a.length === b.length && a.every((v, i) => v === b[i])) return [];

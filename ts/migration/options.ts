@@ -45,6 +45,11 @@ export interface MigrateOptions extends SideOptions {
   verify?: () => void | Promise<void>;
   /** Ends after the forecast; nothing stops and nothing moves. */
   dryRun?: boolean;
+  /**
+   * Whether to give the functions back to their controlling function once the destination runs them, as their `release` does.
+   * Default: true.
+   */
+  release?: boolean;
   /** Also writes the stream to this file, for `towline inspect`. */
   record?: string;
 }

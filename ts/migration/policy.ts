@@ -38,11 +38,17 @@ export function decide(
   const expected = `a stop now would take ${now.downtimeMs.toFixed(1)} ms, the limit is ${policy.maxDowntimeMs} ms`;
   if (now.downtimeMs <= policy.maxDowntimeMs) return { action: 'stop', why: expected };
   const spent =
-    now.rounds >= policy.maxRounds
+    // More passes make the residual smaller, not the cost of a stop.
+    forecast.obstacle === 'stop-cost' && now.rounds >= 2
       ? `after ${now.rounds} passes`
-      : now.elapsedMs >= policy.maxTotalMs
-        ? `after ${Math.round(now.elapsedMs)} ms`
-        : undefined;
+      : now.rounds >= policy.maxRounds
+        ? `after ${now.rounds} passes`
+        : now.elapsedMs >= policy.maxTotalMs
+          ? `after ${Math.round(now.elapsedMs)} ms`
+          : undefined;
   if (spent === undefined) return { action: 'continue', why: expected };
-  return { action: policy.onNoConvergence === 'stop' ? 'stop' : 'give-up', why: `${spent} ${expected}; ${forecast.why}` };
+  return {
+    action: policy.onNoConvergence === 'stop' ? 'stop' : 'give-up',
+    why: `${spent} ${expected}; ${forecast.why}`,
+  };
 }

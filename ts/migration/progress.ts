@@ -13,9 +13,22 @@ export type MigrationEvent =
   | { type: 'mismatch'; session: string; mismatches: Mismatch[] }
   | { type: 'forecast'; session: string; forecast: Forecast; frozen: boolean }
   | { type: 'pages'; session: string; round: number; sentPages: number; totalPages: number; wireBytes: number }
-  | { type: 'round'; session: string; round: number; pages: number; wireBytes: number; ms: number; dirtyPagesAfter: number }
+  | {
+      type: 'round';
+      session: string;
+      round: number;
+      pages: number;
+      wireBytes: number;
+      ms: number;
+      dirtyPagesAfter: number;
+    }
   | { type: 'state'; session: string; function: string; bytes: number }
-  | { type: 'converge'; session: string; action: 'continue' | 'stop' | 'throttle' | 'rate-limit' | 'give-up'; why: string }
+  | {
+      type: 'converge';
+      session: string;
+      action: 'continue' | 'stop' | 'throttle' | 'rate-limit' | 'give-up';
+      why: string;
+    }
   | { type: 'in-doubt'; session: string; why: string }
   | { type: 'report'; session: string; report: MigrationReport };
 

@@ -49,7 +49,9 @@ const SETTLED: ReadonlySet<string> = new Set(['released', 'aborted', 'refused', 
  */
 export async function recover(options: RecoverOptions): Promise<Recovered[]> {
   const { journal, session, peer, signal } = options;
-  const sessions = journal.sessions().filter((s) => (session === undefined ? !SETTLED.has(s.state) : s.session === session));
+  const sessions = journal
+    .sessions()
+    .filter((s) => (session === undefined ? !SETTLED.has(s.state) : s.session === session));
   if (session !== undefined && sessions.length === 0) {
     throw new TowlineError('ERR_TOWLINE_NOT_FOUND', `there is no session ${session} in ${journal.directory}`);
   }

@@ -35,7 +35,11 @@ export function migrate(functions: Functions, options: MigrateOptions): Migratio
   const session = options.session ?? randomUUID();
   const events = new EventQueue();
   const source = new SourceMigration(functionList(functions), options, session, events);
-  return new Migration(session, events, source.run().finally(() => events.end()));
+  return new Migration(
+    session,
+    events,
+    source.run().finally(() => events.end()),
+  );
 }
 
 class SourceMigration {
@@ -84,7 +88,10 @@ class SourceMigration {
       parts = new SessionParts({
         functions: this.functions,
         memory: this.options.memory,
-        extraDirty: [...(this.options.memory ? [this.options.memory.markedSource()] : []), ...(this.options.dirtySources ?? [])],
+        extraDirty: [
+          ...(this.options.memory ? [this.options.memory.markedSource()] : []),
+          ...(this.options.dirtySources ?? []),
+        ],
         fence: this.options.fence,
         link,
         onProgress: (json) => this.#onProgress(json),
@@ -122,7 +129,8 @@ class SourceMigration {
 
   /** `explain()` has the last word before anything is opened. */
   async #refuseUnmigratable(): Promise<void> {
-    if (this.functions.length === 0) throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'there is no function to migrate');
+    if (this.functions.length === 0)
+      throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'there is no function to migrate');
     for (const fn of this.functions) {
       const [first, ...more] = await fn.explain();
       if (first === undefined) continue;
@@ -194,7 +202,12 @@ class SourceMigration {
       });
       const residualBytes = stats.dirtyPagesAfter * stats.pageSizeBytes;
       const now = performance.now();
-      forecaster.observeRound({ bytes: stats.wireBytes, ms: stats.ms, dirtiedBytes: residualBytes, intervalMs: now - this.#harvestedAt });
+      forecaster.observeRound({
+        bytes: stats.wireBytes,
+        ms: stats.ms,
+        dirtiedBytes: residualBytes,
+        intervalMs: now - this.#harvestedAt,
+      });
       this.#harvestedAt = now;
       const updated = forecaster.forecast();
       this.events.push({ type: 'forecast', session: this.id, forecast: updated, frozen: false });
@@ -251,7 +264,10 @@ class SourceMigration {
     this.#report.epoch = committed.epoch;
     await this.#phase('resume', () => native(() => session.waitRunning()));
     this.#runsAgainAt = performance.now();
-    await this.#phase('release', () => native(() => session.release()));
+    await this.#phase('release', async () => {
+      await native(() => session.release());
+      if (this.options.release !== false) for (const fn of this.functions) await fn.release?.();
+    });
   }
 
   #book(stats: RoundStats | FinalStats): void {
@@ -337,7 +353,11 @@ export async function hook(name: string, call: () => unknown): Promise<void> {
     await call();
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause);
-    throw new TowlineError(name === 'verify' ? 'ERR_TOWLINE_VERIFY' : 'ERR_TOWLINE_HOOK', `the ${name} hook failed: ${why}`, { cause });
+    throw new TowlineError(
+      name === 'verify' ? 'ERR_TOWLINE_VERIFY' : 'ERR_TOWLINE_HOOK',
+      `the ${name} hook failed: ${why}`,
+      { cause },
+    );
   }
 }
 

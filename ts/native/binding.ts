@@ -256,11 +256,21 @@ export interface NativeSourceSession {
   quiesce(): Promise<void>;
   stop(): Promise<string>;
   finalPass(): Promise<string>;
+  /** Where the caller moves memory: {dirtyPages, isLast, failedSources} */
+  harvest(): Promise<string>;
+  /** Where the caller moves memory: {stateBytes, saveMs} */
+  saveState(): Promise<string>;
+  /** Where the caller carries the commit: {epoch, journalMs} */
+  intent(): Promise<string>;
+  /** The destination's refusal is durable, and the caller has heard it. */
+  refused(): Promise<void>;
+  /** 'committed' | 'refused' | 'unknown' → {verdict} */
+  settle(answer: string): Promise<string>;
   sendSection(name: string, data: Uint8Array): Promise<void>;
   prepare(): Promise<string>;
   commit(): Promise<string>;
   waitRunning(): Promise<string>;
-  release(): Promise<void>;
+  release(): Promise<string>;
   abort(reason: string): Promise<string>;
   /** For a `MigrationSession` whose caller moves its memory: dirty runs, taken and forgotten. */
   takeDirtyRuns(maxPages: number): Promise<NativeRange[]>;
@@ -272,13 +282,18 @@ export interface NativeSourceSession {
 /** One migration, at the destination. */
 export interface NativeDestinationSession {
   readOffer(): Promise<string>;
-  answer(json: string): Promise<void>;
+  /** {accepted, mismatches} */
+  answer(json: string): Promise<string>;
   receive(): Promise<string>;
   section(name: string): Uint8Array | null;
-  prepared(): Promise<void>;
+  /** {digests} */
+  prepared(): Promise<string>;
   waitCommit(): Promise<string>;
+  /** Where the caller carries the commit; the epoch is decimal. {epoch, journalMs} */
+  commitByCaller(epoch: string): Promise<string>;
   resume(): Promise<string>;
-  running(): Promise<void>;
+  /** Whether the source could be told. */
+  running(): Promise<boolean>;
   abort(reason: string): Promise<string>;
   cancel(): void;
   timings(): string;

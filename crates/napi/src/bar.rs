@@ -146,7 +146,7 @@ pub fn bar_mmap_plan(filter: &[u8], page_size_bytes: u32) -> napi::Result<String
 }
 
 /// CRC32C; `seed` is 0 or the CRC of what comes before.
-#[napi]
+#[napi(js_name = "crc32c")]
 pub fn crc32c(seed: u32, data: &[u8]) -> u32 {
     towline_core::crc::crc32c(seed, data)
 }

@@ -1,0 +1,23 @@
+import { TowlineError } from '../errors.js';
+import type { MigratableFunction } from '../function/types.js';
+import type { OfferedFunction } from './offer.js';
+
+/** `explain()` has the last word before anything is opened. */
+export async function refuseUnmigratable(functions: readonly MigratableFunction[]): Promise<void> {
+  if (functions.length === 0) throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'there is no function to migrate');
+  for (const fn of functions) {
+    const [first, ...more] = await fn.explain();
+    if (first === undefined) continue;
+    throw new TowlineError('ERR_TOWLINE_STATE', `${fn.name} can't be migrated: ${first.message}`, {
+      function: fn.uuid,
+      details: { reasons: [first, ...more] },
+    });
+  }
+}
+
+/** What is offered, or compared with an offer. */
+export async function describeAll(functions: readonly MigratableFunction[]): Promise<OfferedFunction[]> {
+  const described = [];
+  for (const f of functions) described.push({ uuid: f.uuid, name: f.name, descriptor: await f.descriptor() });
+  return described;
+}
