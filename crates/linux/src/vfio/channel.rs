@@ -1,0 +1,266 @@
+//! The state channel of a VFIO device.
+
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use towline_core::channel::{ChannelError, ChannelErrorKind, Pending, ReadOutcome, StateChannel};
+use towline_core::fsm::{DeviceState, MigrationFlags, Path, opens_data_fd, path};
+
+use super::device::VfioDevice;
+use super::error::{failed, failed_as, in_state, refused};
+use super::port::Port;
+
+/// How often a reset is tried again that the kernel couldn't do because somebody else held the device's lock.
+const RESET_TRIES: u32 = 20;
+/// How long it waits in between.
+const RESET_WAIT: Duration = Duration::from_millis(50);
+
+/// Carries the state of a VFIO device through `VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE` and its data_fd.
+///
+/// The kernel walks combined arcs itself. After a change that failed the state is asked from the device, as the kernel may
+/// have stopped at any step of the way.
+pub struct VfioChannel {
+    port: Box<dyn Port>,
+    name: String,
+    flags: MigrationFlags,
+    /// As last told by the device or set successfully.
+    state: DeviceState,
+    /// The session of the state, open in `PRE_COPY*`, `STOP_COPY` and `RESUMING`.
+    data_fd: Option<OwnedFd>,
+    /// A write failed. Drivers go on from wherever they were then, and several don't notice what is missing.
+    is_void: bool,
+}
+
+impl fmt::Debug for VfioChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VfioChannel")
+            .field("name", &self.name)
+            .field("flags", &self.flags)
+            .field("state", &self.state)
+            .field("data_fd", &self.data_fd)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether the data_fd that is open at the beginning of a way still belongs to the session at its end.
+fn keeps_data_fd(way: &Path) -> bool {
+    use DeviceState::{PreCopy, PreCopyP2p, StopCopy};
+    way.arcs()
+        .all(|arc| matches!(arc, (PreCopy, PreCopyP2p) | (PreCopyP2p, PreCopy) | (PreCopy | PreCopyP2p, StopCopy)))
+}
+
+impl VfioChannel {
+    /// Opens the channel of a device, in whatever state that is.
+    ///
+    /// # Errors
+    /// [`ChannelErrorKind::Unsupported`] for a device that doesn't migrate, otherwise what the kernel said.
+    pub fn open(device: &Arc<VfioDevice>) -> Result<Self, ChannelError> {
+        Self::over(Box::new(Arc::clone(device)), device.name())
+    }
+
+    pub(super) fn over(port: Box<dyn Port>, name: &str) -> Result<Self, ChannelError> {
+        let flags = port.flags().map_err(|errno| failed(&format!("{name}: VFIO_DEVICE_FEATURE_MIGRATION"), errno))?;
+        let flags = MigrationFlags(flags);
+        if !flags.can_migrate() {
+            let message = format!("{name} has no STOP_COPY: its state can't be read");
+            return Err(ChannelError::new(ChannelErrorKind::Unsupported, message));
+        }
+        let state = DeviceState::Error;
+        let mut channel = Self { port, name: name.to_owned(), flags, state, data_fd: None, is_void: false };
+        channel.state = channel.ask()?;
+        Ok(channel)
+    }
+
+    /// The state by the device.
+    fn ask(&self) -> Result<DeviceState, ChannelError> {
+        let what = || format!("{}: read the migration state", self.name);
+        let number = self.port.state().map_err(|errno| failed(&what(), errno))?;
+        DeviceState::try_from(number)
+            .map_err(|unknown| ChannelError::new(ChannelErrorKind::Device, format!("{}: {unknown}", what())))
+    }
+
+    /// Takes over the state that the device told. A data_fd that doesn't belong to it any more is closed.
+    fn settle(&mut self, real: DeviceState) {
+        if !path(self.flags, self.state, real).is_some_and(|way| keeps_data_fd(&way)) {
+            self.data_fd = None;
+            self.is_void = false;
+        }
+        self.state = real;
+    }
+
+    fn wrong_state(&self, what: &str) -> ChannelError {
+        let message = format!("{} is in {}: {what}", self.name, self.state);
+        in_state(ChannelError::new(ChannelErrorKind::State, message), self.state)
+    }
+
+    /// An error of a change from `from` to `to`, told after the device was asked where it stands.
+    fn change_failed(&mut self, from: DeviceState, to: DeviceState, errno: Errno) -> ChannelError {
+        let what = format!("{}: from {from} to {to}", self.name);
+        let real = self.ask();
+        // Out of RESUMING the driver judges what was written; it stays there where it refuses.
+        let error = match (from, &real) {
+            (DeviceState::Resuming, Ok(DeviceState::Resuming)) => refused(&what, errno),
+            (_, Ok(DeviceState::Error)) => failed_as(ChannelErrorKind::Device, &what, errno),
+            _ => failed(&what, errno),
+        };
+        match real {
+            Ok(real) => {
+                self.settle(real);
+                in_state(error, real)
+            }
+            Err(_) => ChannelError { kind: ChannelErrorKind::Gone, ..error },
+        }
+    }
+
+    /// The data_fd, if the state is one of `states`.
+    fn session(&self, states: &[DeviceState], what: &str) -> Result<&OwnedFd, ChannelError> {
+        if !states.contains(&self.state) {
+            return Err(self.wrong_state(what));
+        }
+        self.data_fd.as_ref().ok_or_else(|| self.wrong_state("its data_fd belongs to somebody else"))
+    }
+}
+
+/// Where state is read.
+const READABLE: &[DeviceState] = &[DeviceState::PreCopy, DeviceState::PreCopyP2p, DeviceState::StopCopy];
+
+impl StateChannel for VfioChannel {
+    fn flags(&self) -> MigrationFlags {
+        self.flags
+    }
+
+    fn state(&mut self) -> Result<DeviceState, ChannelError> {
+        let real = self.ask()?;
+        self.settle(real);
+        Ok(real)
+    }
+
+    fn set_state(&mut self, to: DeviceState) -> Result<(), ChannelError> {
+        // Others have the device open too (a VMM resets it), and which descriptor to expect depends on where it is.
+        let from = self.state()?;
+        let Some(way) = path(self.flags, from, to) else {
+            return Err(self.wrong_state(&format!("there is no way to {to}")));
+        };
+        if from == DeviceState::Resuming && to != from && self.is_void {
+            let message = format!("{}: what was written is void, it needs a reset", self.name);
+            return Err(in_state(ChannelError::new(ChannelErrorKind::BadState, message), from));
+        }
+        let opened = match self.port.set_state(to.into()) {
+            Ok(opened) => opened,
+            Err(errno) => return Err(self.change_failed(from, to, errno)),
+        };
+        let is_due = way.arcs().last().is_some_and(|(a, b)| opens_data_fd(a, b));
+        let has_come = opened.is_some();
+        self.state = to;
+        if has_come || !keeps_data_fd(&way) {
+            self.data_fd = opened;
+            self.is_void = false;
+        }
+        if has_come != is_due {
+            let message = format!(
+                "{}: the way {way} {} a data_fd",
+                self.name,
+                if is_due { "did not open" } else { "should not have opened" }
+            );
+            return Err(in_state(ChannelError::new(ChannelErrorKind::Device, message), to));
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, out: &mut [u8]) -> Result<ReadOutcome, ChannelError> {
+        let data_fd = self.session(READABLE, "device state is read in PRE_COPY, PRE_COPY_P2P and STOP_COPY")?;
+        if out.is_empty() {
+            // It would give 0 and be taken for the end.
+            return Err(ChannelError::new(ChannelErrorKind::Limit, "a read of device state into 0 bytes"));
+        }
+        let is_stopped = self.state == DeviceState::StopCopy;
+        loop {
+            return match rustix::io::read(data_fd, &mut *out) {
+                Ok(0) if is_stopped => Ok(ReadOutcome::End),
+                Ok(0) => Ok(ReadOutcome::EmptyForNow),
+                Ok(n) => Ok(ReadOutcome::Bytes(n)),
+                Err(Errno::NOMSG | Errno::AGAIN) if !is_stopped => Ok(ReadOutcome::EmptyForNow),
+                Err(Errno::INTR) => continue,
+                Err(errno) => Err(in_state(failed(&format!("{}: read device state", self.name), errno), self.state)),
+            };
+        }
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        let data_fd = self.session(&[DeviceState::Resuming], "device state is written in RESUMING")?;
+        let what = || format!("{}: write device state", self.name);
+        if self.is_void {
+            let message = format!("{} after a write that failed: it needs a reset", what());
+            return Err(in_state(ChannelError::new(ChannelErrorKind::BadState, message), self.state));
+        }
+        let mut left = data;
+        let error = loop {
+            if left.is_empty() {
+                return Ok(());
+            }
+            match rustix::io::write(data_fd, left) {
+                Ok(0) => break ChannelError::new(ChannelErrorKind::Device, format!("{}: it takes nothing", what())),
+                Ok(n) => match left.get(n..) {
+                    Some(rest) => left = rest,
+                    None => {
+                        let message = format!("{}: it says that it took {n} of {} bytes", what(), left.len());
+                        break ChannelError::new(ChannelErrorKind::Device, message);
+                    }
+                },
+                Err(Errno::INTR) => {}
+                Err(errno) => break refused(&what(), errno),
+            }
+        };
+        self.is_void = true;
+        Err(in_state(error, self.state))
+    }
+
+    fn pending(&mut self) -> Result<Pending, ChannelError> {
+        let mut pending = Pending::default();
+        if matches!(self.state, DeviceState::PreCopy | DeviceState::PreCopyP2p)
+            && let Some(data_fd) = &self.data_fd
+        {
+            let (initial, dirty) = self
+                .port
+                .precopy_info(data_fd.as_fd())
+                .map_err(|errno| failed(&format!("{}: VFIO_MIG_GET_PRECOPY_INFO", self.name), errno))?;
+            (pending.initial_bytes, pending.dirty_bytes) = (initial, dirty);
+        }
+        pending.stop_copy_bytes = match self.port.data_size() {
+            Ok(bytes) => bytes,
+            // Older kernels, and drivers without it.
+            Err(Errno::NOTTY) => 0,
+            Err(errno) => return Err(failed(&format!("{}: VFIO_DEVICE_FEATURE_MIG_DATA_SIZE", self.name), errno)),
+        };
+        Ok(pending)
+    }
+
+    fn reset(&mut self) -> Result<(), ChannelError> {
+        let what = || format!("{}: VFIO_DEVICE_RESET", self.name);
+        for attempt in 1.. {
+            match self.port.reset() {
+                Ok(()) => break,
+                // The kernel only tries the locks that a reset needs.
+                Err(Errno::AGAIN) if attempt < RESET_TRIES => std::thread::sleep(RESET_WAIT),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed(&what(), errno)),
+            }
+        }
+        // A reset cuts it off from the device.
+        self.data_fd = None;
+        self.is_void = false;
+        self.state = DeviceState::Error;
+        self.state = self.ask()?;
+        if self.state != DeviceState::Running {
+            let message = format!("{}: it is in {} afterwards", what(), self.state);
+            return Err(in_state(ChannelError::new(ChannelErrorKind::Device, message), self.state));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
