@@ -174,6 +174,29 @@ pub fn check_append(role: Role, records: &[Record], next: &Record) -> Result<(),
     }
 }
 
+/// The session that left one of `functions` in doubt at this side, as its source. Until that is settled they must neither run
+/// nor be offered to anybody else. Of a session whose own records can't be read nothing is concluded.
+///
+/// # Errors
+/// [`FenceError`] where the sessions can't be listed.
+pub fn doubt_about(fence: &dyn Fence, functions: &[String]) -> Result<Option<Uuid>, FenceError> {
+    for (session, role) in fence.sessions()? {
+        if role != Role::Source {
+            continue;
+        }
+        let records = match fence.records(session, role) {
+            Err(FenceError::Damaged { .. } | FenceError::Poisoned { .. }) => continue,
+            other => other?,
+        };
+        let concerns =
+            |r: &Record| matches!(r, Record::Opened { functions: f, .. } if f.iter().any(|f| functions.contains(f)));
+        if matches!(records.last(), Some(Record::Intent { .. })) && records.iter().any(concerns) {
+            return Ok(Some(session));
+        }
+    }
+    Ok(None)
+}
+
 /// The epoch of a session as its records tell it.
 #[must_use]
 pub fn epoch_of(records: &[Record]) -> Option<u64> {

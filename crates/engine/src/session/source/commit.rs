@@ -11,7 +11,7 @@ use crate::error::EngineError;
 use crate::fence::{Record, Role};
 use crate::link::{FAREWELL, close};
 use crate::recover::{self, Verdict};
-use crate::session::{FunctionOutcome, bring_back, set_state};
+use crate::session::{FunctionOutcome, SessionFunction, bring_back, set_state};
 use crate::wire::{LastWords, MEMORY_CHANNEL, function_channel, section_channel};
 
 /// What the destination has verified.
@@ -260,7 +260,9 @@ impl SourceSession {
         self.step = Step::Aborted;
         self.link.disarm();
         self.link.set_idle_timeout(FAREWELL);
-        let outcomes = self.config.functions.iter_mut().map(bring_back).collect();
+        // What was never opened was not touched either. It may be in doubt by another session, and then it must not run.
+        let back = if self.opened { bring_back } else { as_it_is };
+        let outcomes = self.config.functions.iter_mut().map(back).collect();
         self.stop_tracking();
         if tell {
             let code = "ERR_TOWLINE_ABORTED".to_owned();
@@ -277,7 +279,7 @@ impl SourceSession {
         Ok(outcomes)
     }
 
-    fn stop_tracking(&mut self) {
+    pub(super) fn stop_tracking(&mut self) {
         if std::mem::take(&mut self.tracking) {
             for named in &mut self.config.dirty_sources {
                 // Whatever it says, tracking is considered stopped (see the trait).
@@ -285,4 +287,10 @@ impl SourceSession {
             }
         }
     }
+}
+
+fn as_it_is(function: &mut SessionFunction) -> FunctionOutcome {
+    let state = function.channel.state();
+    let error = state.as_ref().err().map(|e| e.message.clone());
+    FunctionOutcome { id: function.id.clone(), state: state.ok(), was_reset: false, error }
 }

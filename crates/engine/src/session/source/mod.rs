@@ -19,9 +19,9 @@ use super::state_io::StateDigest;
 use super::{NamedSource, SessionFunction, Timings};
 use crate::cancel::Cancel;
 use crate::dialogue::{DIALOGUE_VERSION, Message, Mismatch, Offer, OfferedFunction, OfferedRange, epoch_step_limit};
-use crate::error::EngineError;
+use crate::error::{EngineError, FenceError};
 use crate::faultpoints::FaultPoints;
-use crate::fence::{Fence, Record, Role};
+use crate::fence::{Fence, Record, Role, doubt_about};
 use crate::link::Link;
 use crate::pacer::Pacer;
 use crate::wire::{LastWords, MEMORY_CHANNEL, Receiver, Sender};
@@ -217,6 +217,10 @@ impl SourceSession {
     fn do_offer(&mut self, descriptor: Value) -> Result<OfferOutcome, EngineError> {
         let start = Instant::now();
         let ids = self.function_ids();
+        if let Some(doubt) = doubt_about(self.config.fence.as_ref(), &ids)? {
+            let why = format!("session {doubt} is in doubt about the same functions; recover it first");
+            return Err(FenceError::Refused { session: self.config.session, refused: "opened", why }.into());
+        }
         self.epoch = self.config.fence.highest_epoch(&ids)?.saturating_add(1);
         let offer = Offer {
             version: DIALOGUE_VERSION,
@@ -419,6 +423,8 @@ impl Drop for SourceSession {
         if self.step <= Step::CommitRefused && self.step != Step::New {
             let _ = self.abort("the session was dropped");
         }
+        // A session in doubt, or one whose release failed: its functions stay stopped, and who comes next tracks anew.
+        self.stop_tracking();
     }
 }
 
