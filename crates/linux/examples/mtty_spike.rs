@@ -1,7 +1,7 @@
 //! Moves the state of one of the kernel's `mtty` sample devices to another through `VfioChannel`, and lets the kernel refuse
 //! what it has to. Needs three mediated devices: two of type `mtty-2` and one of `mtty-1`. Run by `test/kernel`.
 //!
-//! `mtty_spike UUID UUID UUID` prints TAP; the exit code is 1 where anything failed.
+//! `mtty_spike UUID UUID UUID …` prints TAP; the exit code is 1 where anything failed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::fd::AsFd;
@@ -224,7 +224,7 @@ fn reset_cuts_a_session(a: &Device) {
 
 fn main() -> ExitCode {
     let uuids: Vec<String> = std::env::args().skip(1).collect();
-    let [a, b, c] = uuids.as_slice() else {
+    let [a, b, c, ..] = uuids.as_slice() else {
         eprintln!("usage: mtty_spike UUID UUID UUID");
         return ExitCode::from(2);
     };
