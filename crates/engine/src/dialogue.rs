@@ -19,6 +19,9 @@
 //! Before Commit either side may say `Abort{code, reason}`; the session is then over and the source runs on. `Ping` is
 //! answered with `Pong` in any phase in which its receiver waits.
 //!
+//! Where the callers carry the commit ([`crate::session::Terms`]), Commit, Committed and Refused after the intent go their way; the
+//! records stay the same. Over a one-way link only the source speaks: Offer, Ready, the stream, and Abort.
+//!
 //! Recovery is a conversation of its own, over a link of its own: `Ask{session, epoch}` and `AskAnswer{outcome}`.
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +29,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::error::EngineError;
+use crate::session::Terms;
 
 /// Version of the dialogue. A peer with another one is answered with a mismatch.
 pub const DIALOGUE_VERSION: u32 = 1;
@@ -93,7 +97,7 @@ pub struct Offer {
     pub epoch: u64,
     /// All functions of the session, in the order of their state sections.
     pub functions: Vec<OfferedFunction>,
-    /// Guest memory.
+    /// Guest memory that the session moves; empty where its callers do.
     pub memory: Vec<OfferedRange>,
     /// Granularity of memory transfer in bytes, a power of two.
     pub page_size_bytes: u64,
@@ -101,6 +105,9 @@ pub struct Offer {
     pub sections: Vec<String>,
     /// The caller's own description of the functions (models, namespaces, formats); compared by the callers.
     pub descriptor: Value,
+    /// What the session leaves to its callers; the destination compares it with its own. Not written where it is nothing.
+    #[serde(default, skip_serializing_if = "Terms::is_default")]
+    pub terms: Terms,
 }
 
 /// One reason against a migration.
@@ -344,6 +351,7 @@ mod tests {
             page_size_bytes: 4096,
             sections: vec!["vcpu".into()],
             descriptor: serde_json::json!({"a": [1, 2]}),
+            terms: Terms::default(),
         }
     }
 

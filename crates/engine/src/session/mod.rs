@@ -8,6 +8,7 @@ mod pages_in;
 mod pages_out;
 mod source;
 mod state_io;
+mod terms;
 mod timings;
 
 use towline_core::channel::{DirtySource, StateChannel};
@@ -20,8 +21,10 @@ pub use destination::{
 };
 pub use pages_out::RoundStats;
 pub use source::{
-    CommitInfo, FinalStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo, SourceConfig, SourceSession, Stopped,
+    CommitInfo, FinalStats, HarvestStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo, SourceConfig, SourceSession,
+    StateStats, Stopped,
 };
+pub use terms::{CommitBy, MemoryBy, Terms};
 pub use timings::{Phase, Timings};
 
 /// A function that takes part in a session.

@@ -9,7 +9,7 @@ use crate::dialogue::Message;
 use crate::error::{EngineError, FenceError};
 use crate::fence::{Record, Role};
 use crate::link::close;
-use crate::session::set_state;
+use crate::session::{CommitBy, set_state};
 
 impl DestinationSession {
     /// Waits for COMMIT, makes the commit durable and answers. When this returns `Ok`, this side owns the functions, whether the
@@ -21,12 +21,14 @@ impl DestinationSession {
     /// stopped, and the journal tells when it is opened again.
     pub fn wait_commit(&mut self) -> Result<u64, EngineError> {
         self.expect("wait_commit", &[Step::Prepared])?;
-        let start = Instant::now();
+        if self.terms.commit != CommitBy::Session {
+            return Err(self.misuse("wait_commit"));
+        }
         let epoch = self.epoch;
-        self.attempt(|s| {
+        self.take(|s| {
             loop {
                 match s.receiver.message(s.link.as_mut(), "waiting for COMMIT")? {
-                    Message::Commit { epoch: asked } if asked == epoch => break,
+                    Message::Commit { epoch: asked } if asked == epoch => return Ok(()),
                     Message::Commit { epoch: asked } => {
                         return Err(EngineError::Protocol {
                             during: "waiting for COMMIT",
@@ -36,6 +38,34 @@ impl DestinationSession {
                     other => s.aside(other, "waiting for COMMIT")?,
                 }
             }
+        })
+    }
+
+    /// The caller has brought the source's intent of `epoch` over: makes the commit durable. When this returns `Ok`, this side owns the
+    /// functions; nothing runs yet, and telling the source is the caller's.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`] for another epoch than the session's; nothing has changed then. Otherwise as
+    /// [`DestinationSession::wait_commit`].
+    pub fn commit_by_caller(&mut self, epoch: u64) -> Result<u64, EngineError> {
+        self.expect("commit_by_caller", &[Step::Prepared])?;
+        if self.terms.commit != CommitBy::Caller {
+            return Err(self.misuse("commit_by_caller"));
+        }
+        if epoch != self.epoch {
+            return Err(EngineError::Config {
+                what: format!("epoch {epoch} is to be committed, the session has {}", self.epoch),
+            });
+        }
+        self.take(|_| Ok(()))
+    }
+
+    /// Takes the functions over, once `commit` has come.
+    fn take(&mut self, commit: impl FnOnce(&mut Self) -> Result<(), EngineError>) -> Result<u64, EngineError> {
+        let start = Instant::now();
+        let epoch = self.epoch;
+        self.attempt(|s| {
+            commit(s)?;
             s.config.points.hit("destination:commit-received")?;
             s.config.cancel.close()
         })
@@ -60,8 +90,10 @@ impl DestinationSession {
         self.timings.add("journal-commit", start);
         self.step = Step::Committed;
         self.config.points.hit("destination:commit-durable")?;
-        // Where this fails the source asks later; the ownership is decided.
-        let _ = self.sender.message(self.link.as_mut(), &Message::Committed { epoch });
+        if self.terms.commit == CommitBy::Session {
+            // Where this fails the source asks later; the ownership is decided.
+            let _ = self.say(&Message::Committed { epoch });
+        }
         self.config.points.hit("destination:committed-sent")?;
         Ok(epoch)
     }
@@ -115,8 +147,7 @@ impl DestinationSession {
         self.expect("running", &[Step::Resumed])?;
         self.step = Step::Running;
         let error = self.resume_error.as_ref().map(|e| e.chars().take(1000).collect());
-        let told =
-            self.sender.message(self.link.as_mut(), &Message::Running { error, resume_us: self.resume_us }).is_ok();
+        let told = self.say(&Message::Running { error, resume_us: self.resume_us }).is_ok() && self.terms.duplex;
         self.config.points.hit("destination:running")?;
         Ok(told)
     }

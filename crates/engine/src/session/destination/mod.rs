@@ -1,6 +1,7 @@
 //! The receiving side: its configuration, its states, and the opening dialogue.
 
 mod commit;
+mod compare;
 mod receive;
 
 use std::sync::Arc;
@@ -9,10 +10,11 @@ use std::time::Instant;
 use towline_core::memory::{GuestMemory, MemoryRange};
 use uuid::Uuid;
 
+use self::compare::{compare, compare_terms};
 use super::pages_in::PageReceiver;
-use super::{FunctionOutcome, SessionFunction, Timings, bring_back};
+use super::{CommitBy, FunctionOutcome, MemoryBy, SessionFunction, Terms, Timings, bring_back};
 use crate::cancel::Cancel;
-use crate::dialogue::{Answer, AskOutcome, DIALOGUE_VERSION, Digest, MAX_MISMATCHES, Message, Mismatch, Offer};
+use crate::dialogue::{Answer, AskOutcome, Digest, MAX_MISMATCHES, Message, Mismatch, Offer};
 use crate::error::{EngineError, FenceError};
 use crate::faultpoints::FaultPoints;
 use crate::fence::{Fence, Record, Role};
@@ -35,7 +37,7 @@ pub struct DestinationConfig {
 pub struct DestinationTarget {
     /// The functions, with the identities of the offer; their order is free. Not used by anybody.
     pub functions: Vec<SessionFunction>,
-    /// Guest memory with the ranges of the offer, used by nobody.
+    /// Guest memory with the ranges of the offer, used by nobody. Where the caller moves memory it is not looked at.
     pub memory: Arc<dyn GuestMemory>,
 }
 
@@ -120,12 +122,13 @@ impl Step {
         }
     }
 
-    fn allowed(self) -> &'static str {
+    fn allowed(self, terms: Terms) -> &'static str {
         match self {
             Self::New => "read_offer, abort",
             Self::Offered => "answer, refuse, abort",
             Self::Answered => "receive, abort",
             Self::Loaded => "prepared, abort",
+            Self::Prepared if terms.commit == CommitBy::Caller => "commit_by_caller, abort",
             Self::Prepared => "wait_commit, abort",
             Self::Failed => "abort",
             Self::Unknown => "nothing: open the journal again and recover",
@@ -139,6 +142,7 @@ impl Step {
 /// The receiving side of one migration. See [`super`] for the order of calls.
 pub struct DestinationSession {
     pub(super) config: DestinationConfig,
+    pub(super) terms: Terms,
     pub(super) link: Box<dyn Link>,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
@@ -164,11 +168,21 @@ impl DestinationSession {
     ///
     /// # Errors
     /// [`EngineError::Config`].
-    pub fn new(config: DestinationConfig, mut link: Box<dyn Link>) -> Result<Self, EngineError> {
+    pub fn new(config: DestinationConfig, link: Box<dyn Link>) -> Result<Self, EngineError> {
+        Self::with_terms(config, Terms::default(), link)
+    }
+
+    /// As [`DestinationSession::new`], with a part of the work left to the caller. An offer with other terms is a mismatch.
+    ///
+    /// # Errors
+    /// [`EngineError::Config`].
+    pub fn with_terms(config: DestinationConfig, terms: Terms, mut link: Box<dyn Link>) -> Result<Self, EngineError> {
         config.points.check()?;
+        terms.check()?;
         link.arm(&config.cancel);
         Ok(Self {
             config,
+            terms,
             link,
             sender: Sender::new(Uuid::nil(), None)?,
             receiver: Receiver::default(),
@@ -203,6 +217,10 @@ impl DestinationSession {
                 s.config.points.hit("destination:offered")?;
                 Ok(Incoming::Offer(Box::new(offer)))
             }
+            Message::Ask { .. } if !s.terms.duplex => Err(EngineError::Protocol {
+                during: "waiting for an offer",
+                what: "it asks what became of an epoch, and over a one-way link nobody could answer".into(),
+            }),
             Message::Ask { session, epoch, .. } => {
                 s.check_session(session)?;
                 let outcome =
@@ -251,17 +269,22 @@ impl DestinationSession {
     ) -> Result<Answered, EngineError> {
         let start = Instant::now();
         let Some(offer) = self.offer.clone() else { return Ok(Answered { accepted: false, mismatches }) };
+        let ids: Vec<String> = offer.functions.iter().map(|f| f.id.clone()).collect();
+        let epoch_seen = self.config.fence.highest_epoch(&ids)?;
+        mismatches.extend(compare_terms(&offer, self.terms, epoch_seen));
         let mut memory_is_fresh = false;
         if let Some(mut target) = target {
-            mismatches.extend(compare(&offer, &target));
+            mismatches.extend(compare(&offer, &target, self.terms));
             if mismatches.is_empty() {
                 // State sections come in the order of the offer.
                 target.functions.sort_by_key(|f| offer.functions.iter().position(|o| o.id == f.id));
-                let ranges: Vec<MemoryRange> = target.memory.ranges();
-                memory_is_fresh = ranges.iter().all(|r| target.memory.populated(*r).is_empty());
-                self.pages = Some(PageReceiver::new(&ranges, offer.page_size_bytes, memory_is_fresh)?);
+                if self.terms.memory == MemoryBy::Engine {
+                    let ranges: Vec<MemoryRange> = target.memory.ranges();
+                    memory_is_fresh = ranges.iter().all(|r| target.memory.populated(*r).is_empty());
+                    self.pages = Some(PageReceiver::new(&ranges, offer.page_size_bytes, memory_is_fresh)?);
+                    self.memory = Some(target.memory);
+                }
                 self.functions = target.functions;
-                self.memory = Some(target.memory);
             }
         }
         if mismatches.len() > MAX_MISMATCHES {
@@ -271,11 +294,9 @@ impl DestinationSession {
                 limit: MAX_MISMATCHES as u64,
             });
         }
-        let ids: Vec<String> = offer.functions.iter().map(|f| f.id.clone()).collect();
-        let epoch_seen = self.config.fence.highest_epoch(&ids)?;
         let accepted = mismatches.is_empty();
         let answer = Answer { mismatches: mismatches.clone(), epoch_seen, memory_is_fresh };
-        self.sender.message(self.link.as_mut(), &Message::Answer(answer))?;
+        self.say(&Message::Answer(answer))?;
         if accepted {
             self.step = Step::Answered;
             self.config.points.hit("destination:answered")?;
@@ -285,6 +306,11 @@ impl DestinationSession {
         }
         self.timings.add("answer", start);
         Ok(Answered { accepted, mismatches })
+    }
+
+    /// Says something to the source, where it can hear it.
+    pub(super) fn say(&mut self, message: &Message) -> Result<(), EngineError> {
+        if self.terms.duplex { self.sender.message(self.link.as_mut(), message) } else { Ok(()) }
     }
 
     /// The stream header and the message speak of the same session; answers carry it too.
@@ -306,7 +332,7 @@ impl DestinationSession {
     /// functions are left stopped, as nobody may run them.
     pub fn abort(&mut self, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
         if self.step >= Step::Unknown {
-            return Err(EngineError::Misuse { call: "abort", state: self.step.name(), allowed: self.step.allowed() });
+            return Err(self.misuse("abort"));
         }
         self.roll_back("ERR_TOWLINE_ABORTED", reason)
     }
@@ -333,7 +359,11 @@ impl DestinationSession {
         if allowed.contains(&self.step) {
             return Ok(());
         }
-        Err(EngineError::Misuse { call, state: self.step.name(), allowed: self.step.allowed() })
+        Err(self.misuse(call))
+    }
+
+    pub(super) fn misuse(&self, call: &'static str) -> EngineError {
+        EngineError::Misuse { call, state: self.step.name(), allowed: self.step.allowed(self.terms) }
     }
 
     /// Runs one step before the commit; a failure rolls back: the source is told, the functions are reset.
@@ -385,7 +415,7 @@ impl DestinationSession {
                 Message::Abort { code: code.to_owned(), reason }
             };
             // A source that can't be told notices the end of the link.
-            let _ = self.sender.message(self.link.as_mut(), &message);
+            let _ = self.say(&message);
         }
         close(&mut self.link);
         let outcomes =
@@ -422,50 +452,4 @@ fn reset(function: &mut SessionFunction) -> FunctionOutcome {
         };
     }
     FunctionOutcome { was_reset: true, ..bring_back(function) }
-}
-
-/// What the engine itself finds against an offer.
-fn compare(offer: &Offer, target: &DestinationTarget) -> Vec<Mismatch> {
-    let mut found = Vec::new();
-    let mut add = |code: &str, message: String, mend: &str| {
-        found.push(Mismatch { code: code.into(), message, mend: mend.into() });
-    };
-    if offer.version != DIALOGUE_VERSION {
-        let message =
-            format!("the source speaks version {} of the dialogue, this side {DIALOGUE_VERSION}", offer.version);
-        add("version", message, "run the same release on both sides");
-    }
-    for offered in &offer.functions {
-        match target.functions.iter().find(|f| f.id == offered.id) {
-            None => {
-                add("function-missing", format!("function {} does not exist here", offered.id), "provision it first")
-            }
-            Some(here) if !here.channel.flags().can_migrate() => {
-                add(
-                    "function-not-migratable",
-                    format!("function {} can't take device state", offered.id),
-                    "enable migration on it",
-                );
-            }
-            Some(_) => {}
-        }
-    }
-    for function in &target.functions {
-        if !offer.functions.iter().any(|o| o.id == function.id) {
-            add("function-extra", format!("function {} is not part of the offer", function.id), "leave it out");
-        }
-    }
-    let mut offered: Vec<MemoryRange> = offer.memory.iter().map(|r| MemoryRange { gpa: r.gpa, len: r.len }).collect();
-    offered.sort_unstable();
-    let mut here = target.memory.ranges();
-    here.sort_unstable();
-    if offered != here {
-        let text = |ranges: &[MemoryRange]| {
-            let parts: Vec<String> = ranges.iter().take(8).map(|r| format!("{:#x}+{:#x}", r.gpa, r.len)).collect();
-            format!("{} ranges: {}", ranges.len(), parts.join(", "))
-        };
-        let message = format!("guest memory differs: offered {}; here {}", text(&offered), text(&here));
-        add("memory-layout", message, "give the guest the same memory ranges on both sides");
-    }
-    found
 }

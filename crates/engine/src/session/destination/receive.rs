@@ -9,7 +9,7 @@ use super::{DestinationSession, ReceiveProgress, Section, Step};
 use crate::dialogue::{Digest, Message, Offer, epoch_step_limit};
 use crate::error::EngineError;
 use crate::fence::{Record, Role};
-use crate::session::{channel_error, set_state};
+use crate::session::{MemoryBy, channel_error, set_state};
 use crate::wire::{MEMORY_CHANNEL, function_channel, section_channel};
 
 /// One section while it comes in; the rules of the stream see to order and contents, this to what was offered.
@@ -45,7 +45,7 @@ impl DestinationSession {
             while result.is_ok() && s.step == Step::Answered {
                 result = s.config.cancel.check().and_then(|()| {
                     let event = receiver.next(s.link.as_mut())?;
-                    s.event(event, &offer, &mut sections)
+                    s.event(event, &mut sections)
                 });
                 s.progress.wire_bytes = receiver.wire_bytes();
                 progress(&s.progress);
@@ -83,13 +83,13 @@ impl DestinationSession {
     /// Handles what may be said in between.
     pub(super) fn aside(&mut self, message: Message, during: &'static str) -> Result<(), EngineError> {
         match message {
-            Message::Ping { nonce } => self.sender.message(self.link.as_mut(), &Message::Pong { nonce }),
+            Message::Ping { nonce } => self.say(&Message::Pong { nonce }),
             Message::Abort { code, reason } => Err(EngineError::PeerAborted { code, reason }),
             other => Err(EngineError::Protocol { during, what: format!("it said {:?} instead", other.name()) }),
         }
     }
 
-    fn event(&mut self, event: Event<'_>, offer: &Offer, sections: &mut [Expected]) -> Result<(), EngineError> {
+    fn event(&mut self, event: Event<'_>, sections: &mut [Expected]) -> Result<(), EngineError> {
         match event {
             Event::Dialogue(json) => self.aside(Message::decode(json)?, "receiving the stream"),
             Event::Pages { channel, pages } => {
@@ -104,7 +104,7 @@ impl DestinationSession {
                 if !round.is_final {
                     self.progress.rounds = self.progress.rounds.saturating_add(1);
                     self.config.points.hit("destination:memory-pass")?;
-                    self.sender.message(self.link.as_mut(), &Message::RoundDone { round: round.round })?;
+                    self.say(&Message::RoundDone { round: round.round })?;
                 }
                 Ok(())
             }
@@ -139,7 +139,6 @@ impl DestinationSession {
                         what: format!("it ends without {}", missing.label),
                     });
                 }
-                debug_assert_eq!(sections.len(), 1 + offer.functions.len() + offer.sections.len());
                 self.step = Step::Loaded;
                 Ok(())
             }
@@ -193,6 +192,12 @@ impl DestinationSession {
         &self.sections
     }
 
+    /// Every section with its digest, as this side computed it: over a one-way link the callers compare them.
+    #[must_use]
+    pub fn digests(&self) -> &[Digest] {
+        &self.digests
+    }
+
     /// Tells the source that everything is loaded.
     ///
     /// # Errors
@@ -201,7 +206,7 @@ impl DestinationSession {
         self.expect("prepared", &[Step::Loaded])?;
         self.attempt(|s| {
             let digests = s.digests.clone();
-            s.sender.message(s.link.as_mut(), &Message::Prepared { digests })?;
+            s.say(&Message::Prepared { digests })?;
             s.step = Step::Prepared;
             s.config.points.hit("destination:prepared")
         })
@@ -218,7 +223,10 @@ fn expected(offer: &Offer) -> Vec<Expected> {
         begun: false,
         done: false,
     };
-    let mut sections = vec![new(MEMORY_CHANNEL, SectionKind::Memory, "memory".to_owned(), "memory")];
+    let mut sections = Vec::new();
+    if offer.terms.memory == MemoryBy::Engine {
+        sections.push(new(MEMORY_CHANNEL, SectionKind::Memory, "memory".to_owned(), "memory"));
+    }
     for (i, f) in offer.functions.iter().enumerate() {
         sections.push(new(function_channel(i), SectionKind::DeviceState, format!("state:{}", f.id), &f.id));
     }

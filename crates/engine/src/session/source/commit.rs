@@ -7,11 +7,11 @@ use towline_core::stream::SectionKind;
 
 use super::{SourceSession, Step, unexpected};
 use crate::dialogue::{AskOutcome, Digest, Message};
-use crate::error::EngineError;
+use crate::error::{EngineError, FenceError};
 use crate::fence::{Record, Role};
 use crate::link::{FAREWELL, close};
 use crate::recover::{self, Verdict};
-use crate::session::{FunctionOutcome, SessionFunction, bring_back, set_state};
+use crate::session::{CommitBy, FunctionOutcome, MemoryBy, SessionFunction, bring_back, set_state};
 use crate::wire::{LastWords, MEMORY_CHANNEL, function_channel, section_channel};
 
 /// What the destination has verified.
@@ -62,28 +62,37 @@ impl SourceSession {
     }
 
     /// Ends the stream with every manifest and waits until the destination has verified and loaded all of it. Nothing runs
-    /// anywhere then, and the caller may look at both sides.
+    /// anywhere then, and the caller may look at both sides. Over a one-way link this ends with the last byte sent: whether the
+    /// destination is prepared, and by the same digests, its caller has to tell.
     ///
     /// # Errors
     /// [`EngineError::PeerAborted`] where the destination found something wrong; [`EngineError::Protocol`] where its digests
-    /// are others than ours; [`EngineError::Config`] where an offered section was not sent.
+    /// are others than ours; [`EngineError::Config`] where an offered section was not sent, or a caller's memory can't be
+    /// complete; nothing has changed then.
     pub fn prepare(&mut self) -> Result<PreparedInfo, EngineError> {
         self.expect("prepare", &[Step::Final])?;
         if let Some(missing) = self.config.sections.get(self.sections_sent) {
             return Err(EngineError::Config { what: format!("section {missing:?} was offered and not sent") });
         }
+        self.check_caller_memory()?;
         self.attempt(|s| {
             let start = Instant::now();
             for (index, function) in s.config.functions.iter().enumerate() {
                 let name = format!("state:{}", function.id);
                 s.sender.manifest(s.link.as_mut(), function_channel(index), &name)?;
             }
-            s.sender.manifest(s.link.as_mut(), MEMORY_CHANNEL, "memory")?;
+            if s.terms.memory == MemoryBy::Engine {
+                s.sender.manifest(s.link.as_mut(), MEMORY_CHANNEL, "memory")?;
+            }
             s.sender.stream_end(s.link.as_mut())?;
             s.config.points.hit("source:stream-end")?;
-            let digests = match s.hear("waiting for PREPARED")? {
-                Message::Prepared { digests } => digests,
-                other => return Err(unexpected("waiting for PREPARED", &other)),
+            let digests = if s.terms.duplex {
+                match s.hear("waiting for PREPARED")? {
+                    Message::Prepared { digests } => digests,
+                    other => return Err(unexpected("waiting for PREPARED", &other)),
+                }
+            } else {
+                s.sender.digests().to_vec()
             };
             if digests != s.sender.digests() {
                 return Err(EngineError::Protocol {
@@ -107,21 +116,11 @@ impl SourceSession {
     /// the intent as for any other step.
     pub fn commit(&mut self) -> Result<CommitInfo, EngineError> {
         self.expect("commit", &[Step::Prepared])?;
-        let intent_ms = self.attempt(|s| {
-            s.config.points.hit("source:commit-intent")?;
-            s.config.cancel.close()?;
-            s.link.disarm();
-            let start = Instant::now();
-            // Should this fail, the intent may be durable or not, but COMMIT was not sent: aborting is right either way.
-            s.config.fence.append(s.config.session, Role::Source, Record::Intent { epoch: s.epoch })?;
-            s.timings.add("journal-intent", start);
-            s.step = Step::InDoubt;
-            Ok(start.elapsed().as_secs_f64() * 1000.0)
-        })?;
+        self.needs("commit", self.terms.commit == CommitBy::Session)?;
+        let intent_ms = self.make_intent(Step::InDoubt)?;
         let start = Instant::now();
         let epoch = self.epoch;
         let answer = (|| {
-            self.config.points.hit("source:commit-intent-durable")?;
             self.say(&Message::Commit { epoch })?;
             self.config.points.hit("source:commit-sent")?;
             self.receiver.message(self.link.as_mut(), "waiting for COMMITTED")
@@ -152,6 +151,47 @@ impl SourceSession {
         }
     }
 
+    /// Makes the intent durable, where the caller carries the commit: from its return on the caller may tell the destination to commit
+    /// this epoch, and nothing can be cancelled. The functions stay stopped until [`SourceSession::release`], or until the
+    /// destination's refusal, which has to be durable there, is told by [`SourceSession::refused_by_caller`]. A caller that never
+    /// learns which stays in doubt, as everybody does.
+    ///
+    /// # Errors
+    /// [`EngineError::InDoubt`] where the intent is durable and the session ends all the same; before it as for any other step.
+    pub fn intent(&mut self) -> Result<CommitInfo, EngineError> {
+        self.expect("intent", &[Step::Prepared])?;
+        self.needs("intent", self.terms.commit == CommitBy::Caller)?;
+        let intent_ms = self.make_intent(Step::Intended)?;
+        Ok(CommitInfo { epoch: self.epoch, intent_ms, round_trip_ms: 0.0 })
+    }
+
+    fn make_intent(&mut self, next: Step) -> Result<f64, EngineError> {
+        let intent_ms = self.attempt(|s| {
+            s.config.points.hit("source:commit-intent")?;
+            s.config.cancel.close()?;
+            s.link.disarm();
+            let start = Instant::now();
+            // Should this fail, the intent may be durable or not, but COMMIT was not sent: aborting is right either way.
+            s.config.fence.append(s.config.session, Role::Source, Record::Intent { epoch: s.epoch })?;
+            s.timings.add("journal-intent", start);
+            s.step = next;
+            Ok(start.elapsed().as_secs_f64() * 1000.0)
+        })?;
+        self.config.points.hit("source:commit-intent-durable").map_err(|cause| self.in_doubt(cause))?;
+        Ok(intent_ms)
+    }
+
+    /// The caller has heard that the destination refused this epoch, durably: the source still owns the functions, abort brings them
+    /// back.
+    ///
+    /// # Errors
+    /// [`EngineError::Misuse`].
+    pub fn refused_by_caller(&mut self) -> Result<(), EngineError> {
+        self.expect("refused_by_caller", &[Step::Intended])?;
+        self.step = Step::CommitRefused;
+        Ok(())
+    }
+
     /// Lets go of the link: the destination then stops waiting, and the answer is asked for over another one.
     fn in_doubt(&mut self, cause: EngineError) -> EngineError {
         close(&mut self.link);
@@ -164,7 +204,7 @@ impl SourceSession {
     /// # Errors
     /// [`EngineError::Misuse`].
     pub fn settle(&mut self, answer: AskOutcome) -> Result<Verdict, EngineError> {
-        self.expect("settle", &[Step::InDoubt])?;
+        self.expect("settle", &[Step::InDoubt, Step::Intended])?;
         let records = self.config.fence.records(self.config.session, Role::Source)?;
         let verdict = recover::decide(Role::Source, &records, Some(answer));
         match verdict {
@@ -180,7 +220,7 @@ impl SourceSession {
     /// # Errors
     /// [`EngineError::Fence`].
     pub fn declare_destination_dead(&mut self, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
-        self.expect("declare_destination_dead", &[Step::InDoubt])?;
+        self.expect("declare_destination_dead", &[Step::InDoubt, Step::Intended])?;
         recover::declare_destination_dead(self.config.fence.as_ref(), self.config.session, reason)?;
         self.step = Step::Aborted;
         self.stop_tracking();
@@ -193,10 +233,21 @@ impl SourceSession {
     /// # Errors
     /// The link's, or [`EngineError::Protocol`] with the destination's words where it could not resume them.
     pub fn wait_running(&mut self) -> Result<f64, EngineError> {
-        self.expect("wait_running", &[Step::Committed])?;
+        self.expect("wait_running", &[Step::Committed, Step::Intended])?;
+        self.needs("wait_running", self.terms.duplex)?;
         let start = Instant::now();
         let message = self.receiver.message(self.link.as_mut(), "waiting for RUNNING")?;
         self.timings.add("resume", start);
+        // RUNNING is said only once the commit is durable, so that it settles a commit that the caller carries.
+        if self.step == Step::Intended && !matches!(message, Message::Running { .. }) {
+            return match message {
+                Message::Refused { epoch, reason } if epoch == self.epoch => {
+                    self.step = Step::CommitRefused;
+                    Err(EngineError::CommitRefused { epoch, reason })
+                }
+                other => Err(unexpected("waiting for RUNNING", &other)),
+            };
+        }
         self.step = Step::Acknowledged;
         match message {
             Message::Running { error: None, resume_us } => {
@@ -211,14 +262,15 @@ impl SourceSession {
         }
     }
 
-    /// Makes the release durable, stops tracking and leaves every function in STOP. Outside of the downtime.
+    /// Makes the release durable, stops tracking and leaves every function in STOP. Outside of the downtime. A caller that carries the
+    /// commit calls it once it has heard that the destination's commit is durable.
     ///
     /// # Errors
     /// [`EngineError::Fence`]; the functions stay stopped all the same.
     pub fn release(&mut self) -> Result<Vec<FunctionOutcome>, EngineError> {
-        self.expect("release", &[Step::Committed, Step::Acknowledged])?;
+        self.expect("release", &[Step::Intended, Step::Committed, Step::Acknowledged])?;
         let start = Instant::now();
-        self.config.fence.append(self.config.session, Role::Source, Record::Released)?;
+        self.append_once(Record::Released)?;
         self.timings.add("journal-release", start);
         self.step = Step::Released;
         self.stop_tracking();
@@ -252,7 +304,7 @@ impl SourceSession {
     /// (the functions run all the same: without an intent nobody else can own them).
     pub fn abort(&mut self, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
         if self.step > Step::CommitRefused {
-            return Err(EngineError::Misuse { call: "abort", state: self.step.name(), allowed: self.step.allowed() });
+            return Err(self.misuse("abort"));
         }
         let start = Instant::now();
         self.config.points.hit("source:aborting")?;
@@ -272,11 +324,20 @@ impl SourceSession {
         close(&mut self.link);
         if self.opened {
             let record = Record::Aborted { reason: reason.to_owned() };
-            self.config.fence.append(self.config.session, Role::Source, record)?;
+            self.append_once(record)?;
         }
         self.timings.add("abort", start);
         self.config.points.hit("source:aborted")?;
         Ok(outcomes)
+    }
+
+    /// Appends what a recovery beside this session may have made durable already.
+    fn append_once(&self, record: Record) -> Result<(), FenceError> {
+        let records = self.config.fence.records(self.config.session, Role::Source)?;
+        if records.last().is_some_and(|last| last.name() == record.name()) {
+            return Ok(());
+        }
+        self.config.fence.append(self.config.session, Role::Source, record)
     }
 
     pub(super) fn stop_tracking(&mut self) {

@@ -55,6 +55,7 @@ impl SourceSession {
     /// Those of the link and of the dirty sources; [`EngineError::Limit`].
     pub fn measure(&mut self, sample: Duration) -> Result<Measured, EngineError> {
         self.expect("measure", &[Step::Tracking])?;
+        self.needs("measure", self.terms.duplex)?;
         let sample_ms = u64::try_from(sample.as_millis()).unwrap_or(u64::MAX);
         if sample_ms > 10_000 {
             return Err(EngineError::Limit { what: "milliseconds of a dirty sample", value: sample_ms, limit: 10_000 });

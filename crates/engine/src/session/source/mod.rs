@@ -2,6 +2,8 @@
 
 mod commit;
 mod measure;
+mod memory;
+mod step;
 mod steps;
 
 use std::path::PathBuf;
@@ -14,11 +16,14 @@ use towline_core::memory::{GuestMemory, MemoryRange};
 use towline_core::stream::SectionKind;
 use uuid::Uuid;
 
+use self::step::Step;
 use super::pages_out::{BATCH_BYTES, PageSender, mark_first_pass};
 use super::state_io::StateDigest;
-use super::{NamedSource, SessionFunction, Timings};
+use super::{MemoryBy, NamedSource, SessionFunction, Terms, Timings};
 use crate::cancel::Cancel;
-use crate::dialogue::{DIALOGUE_VERSION, Message, Mismatch, Offer, OfferedFunction, OfferedRange, epoch_step_limit};
+use crate::dialogue::{
+    DIALOGUE_VERSION, MAX_EPOCH, Message, Mismatch, Offer, OfferedFunction, OfferedRange, epoch_step_limit,
+};
 use crate::error::{EngineError, FenceError};
 use crate::faultpoints::FaultPoints;
 use crate::fence::{Fence, Record, Role, doubt_about};
@@ -28,7 +33,8 @@ use crate::wire::{LastWords, MEMORY_CHANNEL, Receiver, Sender};
 
 pub use commit::{CommitInfo, PreparedInfo};
 pub use measure::Measured;
-pub use steps::{FinalStats, PrecopyStats, Stopped};
+pub use memory::HarvestStats;
+pub use steps::{FinalStats, PrecopyStats, StateStats, Stopped};
 
 /// What a source session is made of.
 pub struct SourceConfig {
@@ -70,66 +76,10 @@ pub struct OfferOutcome {
 /// The code of a destination that gave up after it had everything.
 const REFUSED: &str = "ERR_TOWLINE_COMMIT_REFUSED";
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Step {
-    New,
-    Offered,
-    Tracking,
-    Quiesced,
-    Stopped,
-    Final,
-    Prepared,
-    /// A step failed; nothing is left but to abort.
-    Failed,
-    CommitRefused,
-    InDoubt,
-    Committed,
-    Acknowledged,
-    Released,
-    Aborted,
-}
-
-impl Step {
-    fn name(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Offered => "offered",
-            Self::Tracking => "tracking",
-            Self::Quiesced => "quiesced",
-            Self::Stopped => "stopped",
-            Self::Final => "sent",
-            Self::Prepared => "prepared",
-            Self::Failed => "failed",
-            Self::CommitRefused => "refused by the destination",
-            Self::InDoubt => "in doubt",
-            Self::Committed => "committed",
-            Self::Acknowledged => "running at the destination",
-            Self::Released => "released",
-            Self::Aborted => "aborted",
-        }
-    }
-
-    fn allowed(self) -> &'static str {
-        match self {
-            Self::New => "offer, abort",
-            Self::Offered => "probe_bandwidth, start_tracking, ping, abort",
-            Self::Tracking => "memory_pass, precopy_state, quiesce, stop, ping, abort",
-            Self::Quiesced => "stop, abort",
-            Self::Stopped => "final_pass, abort",
-            Self::Final => "send_section, prepare, abort",
-            Self::Prepared => "commit, ping, abort",
-            Self::Failed | Self::CommitRefused => "abort",
-            Self::InDoubt => "settle, declare_destination_dead",
-            Self::Committed => "wait_running, release",
-            Self::Acknowledged => "release",
-            Self::Released | Self::Aborted => "nothing, it is over",
-        }
-    }
-}
-
 /// The sending side of one migration. See [`super`] for the order of calls.
 pub struct SourceSession {
     pub(super) config: SourceConfig,
+    pub(super) terms: Terms,
     pub(super) link: Box<dyn Link>,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
@@ -138,6 +88,10 @@ pub struct SourceSession {
     pub(super) opened: bool,
     pub(super) tracking: bool,
     pub(super) peer_memory_is_fresh: bool,
+    /// Epochs from here on; see [`SourceSession::set_least_epoch`].
+    pub(super) least_epoch: u64,
+    /// Every dirty source was harvested after the stop.
+    pub(super) harvested_last: bool,
     pub(super) ledger: Arc<Ledger>,
     pub(super) ranges: Vec<MemoryRange>,
     pub(super) pages: PageSender,
@@ -156,8 +110,17 @@ impl SourceSession {
     ///
     /// # Errors
     /// [`EngineError::Config`] and [`EngineError::Limit`] for what can't be migrated; [`EngineError::File`] for the recording.
-    pub fn new(config: SourceConfig, mut link: Box<dyn Link>) -> Result<Self, EngineError> {
+    pub fn new(config: SourceConfig, link: Box<dyn Link>) -> Result<Self, EngineError> {
+        Self::with_terms(config, Terms::default(), link)
+    }
+
+    /// As [`SourceSession::new`], with a part of the work left to the caller.
+    ///
+    /// # Errors
+    /// As [`SourceSession::new`].
+    pub fn with_terms(config: SourceConfig, terms: Terms, mut link: Box<dyn Link>) -> Result<Self, EngineError> {
         let invalid = |what: String| EngineError::Config { what };
+        terms.check()?;
         config.points.check()?;
         if config.functions.is_empty() {
             return Err(invalid("a session needs at least one function".into()));
@@ -181,6 +144,7 @@ impl SourceSession {
         let state = config.functions.iter().map(|_| StateDigest::default()).collect();
         Ok(Self {
             config,
+            terms,
             link,
             sender,
             receiver: Receiver::new(Some(session)),
@@ -189,6 +153,8 @@ impl SourceSession {
             opened: false,
             tracking: false,
             peer_memory_is_fresh: false,
+            least_epoch: 1,
+            harvested_last: false,
             ledger: Arc::new(ledger),
             ranges,
             pages,
@@ -203,9 +169,23 @@ impl SourceSession {
         })
     }
 
+    /// Takes an epoch of at least `epoch`, where the caller knows what the destination has seen: over a one-way link nobody else can
+    /// tell. Before the offer.
+    ///
+    /// # Errors
+    /// [`EngineError::Misuse`] and [`EngineError::Limit`].
+    pub fn set_least_epoch(&mut self, epoch: u64) -> Result<(), EngineError> {
+        self.expect("set_least_epoch", &[Step::New])?;
+        if epoch > MAX_EPOCH {
+            return Err(EngineError::Limit { what: "epoch", value: epoch, limit: MAX_EPOCH });
+        }
+        self.least_epoch = epoch;
+        Ok(())
+    }
+
     /// Offers the migration; `descriptor` is the callers' own description of the functions. Stops nothing.
     ///
-    /// With mismatches the session is over.
+    /// With mismatches the session is over. Over a one-way link there are none to be heard: the destination's caller has them.
     ///
     /// # Errors
     /// [`EngineError::Link`], [`EngineError::Protocol`], [`EngineError::Fence`], [`EngineError::Cancelled`].
@@ -221,7 +201,7 @@ impl SourceSession {
             let why = format!("session {doubt} is in doubt about the same functions; recover it first");
             return Err(FenceError::Refused { session: self.config.session, refused: "opened", why }.into());
         }
-        self.epoch = self.config.fence.highest_epoch(&ids)?.saturating_add(1);
+        self.epoch = self.config.fence.highest_epoch(&ids)?.saturating_add(1).max(self.least_epoch);
         let offer = Offer {
             version: DIALOGUE_VERSION,
             session: self.config.session,
@@ -232,13 +212,23 @@ impl SourceSession {
                 .iter()
                 .map(|f| OfferedFunction { id: f.id.clone(), flags: f.channel.flags().0 })
                 .collect(),
-            memory: self.ranges.iter().map(|r| OfferedRange { gpa: r.gpa, len: r.len }).collect(),
+            memory: match self.terms.memory {
+                MemoryBy::Engine => self.ranges.iter().map(|r| OfferedRange { gpa: r.gpa, len: r.len }).collect(),
+                MemoryBy::Caller => Vec::new(),
+            },
             page_size_bytes: self.config.page_size_bytes,
             sections: self.config.sections.clone(),
             descriptor,
+            terms: self.terms,
         };
         offer.check_limits()?;
         self.say(&Message::Offer(offer))?;
+        if !self.terms.duplex {
+            self.step = Step::Offered;
+            self.config.points.hit("source:offered")?;
+            self.timings.add("offer", start);
+            return Ok(OfferOutcome { mismatches: Vec::new(), rtt_ms: 0.0, peer_epoch: 0 });
+        }
         let answer = match self.hear("waiting for the answer")? {
             Message::Answer(answer) => answer,
             other => return Err(unexpected("waiting for the answer", &other)),
@@ -264,6 +254,7 @@ impl SourceSession {
     /// As [`SourceSession::offer`]; [`EngineError::Limit`].
     pub fn probe_bandwidth(&mut self, bytes: u64) -> Result<f64, EngineError> {
         self.expect("probe_bandwidth", &[Step::Offered])?;
+        self.needs("probe_bandwidth", self.terms.duplex)?;
         if bytes == 0 || bytes > 1 << 30 {
             return Err(EngineError::Limit { what: "bytes of a bandwidth probe", value: bytes, limit: 1 << 30 });
         }
@@ -300,10 +291,13 @@ impl SourceSession {
                 })?;
             }
             // After tracking began: what is written from here on is reported, what was written before is marked now.
-            let skip_holes = s.peer_memory_is_fresh;
+            // Of a caller's memory at the destination nothing is known.
+            let skip_holes = s.peer_memory_is_fresh && s.terms.memory == MemoryBy::Engine;
             s.hole_pages = mark_first_pass(s.config.memory.as_ref(), &s.ledger, &s.ranges, skip_holes);
             s.timings.add("start-tracking", start);
-            s.sender.section_begin(s.link.as_mut(), MEMORY_CHANNEL, SectionKind::Memory, "memory")?;
+            if s.terms.memory == MemoryBy::Engine {
+                s.sender.section_begin(s.link.as_mut(), MEMORY_CHANNEL, SectionKind::Memory, "memory")?;
+            }
             s.step = Step::Tracking;
             s.config.points.hit("source:tracking")
         })
@@ -316,6 +310,7 @@ impl SourceSession {
     /// Those of the link.
     pub fn ping(&mut self) -> Result<f64, EngineError> {
         self.expect("ping", &[Step::Offered, Step::Tracking, Step::Prepared])?;
+        self.needs("ping", self.terms.duplex)?;
         self.attempt(Self::round_trip)
     }
 
@@ -362,7 +357,16 @@ impl SourceSession {
         if allowed.contains(&self.step) {
             return Ok(());
         }
-        Err(EngineError::Misuse { call, state: self.step.name(), allowed: self.step.allowed() })
+        Err(self.misuse(call))
+    }
+
+    /// A call that the terms of this session have no use for is as much out of place as one out of order.
+    pub(super) fn needs(&self, call: &'static str, granted: bool) -> Result<(), EngineError> {
+        if granted { Ok(()) } else { Err(self.misuse(call)) }
+    }
+
+    pub(super) fn misuse(&self, call: &'static str) -> EngineError {
+        EngineError::Misuse { call, state: self.step.name(), allowed: self.step.allowed(self.terms) }
     }
 
     /// Runs one step; a failure before COMMIT-INTENT leaves only the abort.

@@ -5,10 +5,10 @@ use std::time::Instant;
 use towline_core::channel::ReadOutcome;
 use towline_core::fsm::DeviceState;
 
-use super::{SourceSession, Step, unexpected};
-use crate::dialogue::Message;
+use super::{SourceSession, Step};
 use crate::error::EngineError;
-use crate::session::pages_out::{PassContext, RoundStats};
+use crate::session::MemoryBy;
+use crate::session::pages_out::RoundStats;
 use crate::session::state_io::{CHUNK_BYTES, send_state};
 use crate::session::{channel_error, set_state};
 
@@ -36,6 +36,15 @@ pub struct Stopped {
     pub stopped_ns: u64,
 }
 
+/// The device state of all functions.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StateStats {
+    /// Its bytes, pre-copy included.
+    pub state_bytes: u64,
+    /// Milliseconds that the devices took to give it.
+    pub device_save_ms: f64,
+}
+
 /// The last pass, after the stop.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FinalStats {
@@ -50,35 +59,6 @@ pub struct FinalStats {
 }
 
 impl SourceSession {
-    /// Harvests every dirty source and sends what is dirty, at most as many pages as were dirty when it began. Returns when
-    /// the destination has them in memory. `progress` is called after every batch.
-    ///
-    /// # Errors
-    /// [`EngineError::Link`], [`EngineError::PeerAborted`], [`EngineError::DirtySource`], [`EngineError::Memory`],
-    /// [`EngineError::Cancelled`].
-    pub fn memory_pass(&mut self, progress: &mut dyn FnMut(&RoundStats)) -> Result<RoundStats, EngineError> {
-        self.expect("memory_pass", &[Step::Tracking])?;
-        self.attempt(|s| {
-            let start = Instant::now();
-            s.harvest()?;
-            s.round = s.round.saturating_add(1);
-            let pages = s.ledger.dirty_pages();
-            let mut stats = s.send_pages(pages, false, progress)?;
-            stats.skipped_hole_pages = std::mem::take(&mut s.hole_pages);
-            let wire_round = s.sender.round_end(s.link.as_mut(), false)?;
-            match s.hear("waiting for the end of a memory pass")? {
-                Message::RoundDone { round } if round == wire_round => {}
-                other => return Err(unexpected("waiting for the end of a memory pass", &other)),
-            }
-            stats.ms = start.elapsed().as_secs_f64() * 1000.0;
-            s.harvest()?;
-            stats.dirty_pages_after = s.ledger.dirty_pages();
-            s.timings.add("memory-passes", start);
-            s.config.points.hit("source:memory-pass")?;
-            Ok(stats)
-        })
-    }
-
     /// Reads and sends device state of running functions that have PRE_COPY, until each has nothing more for now. The first call
     /// brings them into PRE_COPY.
     ///
@@ -177,93 +157,69 @@ impl SourceSession {
     /// Those of [`SourceSession::memory_pass`], and [`EngineError::Channel`].
     pub fn final_pass(&mut self) -> Result<FinalStats, EngineError> {
         self.expect("final_pass", &[Step::Stopped])?;
+        self.needs("final_pass", self.terms.memory == MemoryBy::Engine)?;
         self.attempt(|s| {
             let start = Instant::now();
-            let mut stats = FinalStats::default();
-            let ledger = std::sync::Arc::clone(&s.ledger);
-            let mut last = ledger.begin_final(s.config.dirty_sources.len());
-            for named in &mut s.config.dirty_sources {
-                if s.config.points.deaf_to_source.as_deref() == Some(named.name.as_str()) {
-                    s.config.points.note_fired();
-                    last.harvested(true);
-                } else {
-                    // A source that fails has all of memory marked; the pass stays complete, only longer.
-                    let _ = last.harvest(named.source.as_mut());
-                }
-            }
+            // A source that fails has all of memory marked; the pass stays complete, only longer.
+            let mut stats = FinalStats { failed_sources: s.harvest_stopped(), ..FinalStats::default() };
             s.timings.add("final-harvest", start);
             let start = Instant::now();
             s.round = s.round.saturating_add(1);
             stats.memory = s.send_pages(u64::MAX, true, &mut |_| {})?;
             stats.memory.skipped_hole_pages = std::mem::take(&mut s.hole_pages);
             s.sender.round_end(s.link.as_mut(), true)?;
-            let report =
-                last.finish().map_err(|e| EngineError::Protocol { during: "the final pass", what: e.to_string() })?;
-            stats.failed_sources = report.failed_sources;
+            match s.ledger.dirty_pages() {
+                0 => {}
+                pages => {
+                    let what = format!("the final pass is not complete: {pages} pages were not sent");
+                    return Err(EngineError::Protocol { during: "the final pass", what });
+                }
+            }
             s.timings.add("final-memory", start);
             s.config.points.hit("source:final-memory")?;
-            let start = Instant::now();
-            s.chunk.resize(CHUNK_BYTES, 0);
-            for (index, function) in s.config.functions.iter_mut().enumerate() {
-                let Some(digest) = s.state.get_mut(index) else { continue };
-                let drop_last = index == 0 && s.config.points.drop_last_state;
-                stats.device_save_ms += send_state(
-                    function,
-                    index,
-                    digest,
-                    &mut s.sender,
-                    s.link.as_mut(),
-                    &mut s.chunk,
-                    &s.config.cancel,
-                    drop_last,
-                )?;
-                if drop_last {
-                    s.config.points.note_fired();
-                }
-                stats.state_bytes += digest.bytes;
-            }
-            s.timings.add("final-state", start);
-            s.timings.add_ms("device-save", stats.device_save_ms);
-            s.step = Step::Final;
-            s.config.points.hit("source:final-state")?;
+            let state = s.send_states()?;
+            stats.state_bytes = state.state_bytes;
+            stats.device_save_ms = state.device_save_ms;
             Ok(stats)
         })
     }
 
-    fn harvest(&mut self) -> Result<(), EngineError> {
-        for named in &mut self.config.dirty_sources {
-            if self.config.points.deaf_to_source.as_deref() == Some(named.name.as_str()) {
-                continue;
-            }
-            self.ledger.harvest(named.source.as_mut()).map_err(|source| EngineError::DirtySource {
-                name: named.name.clone(),
-                attempted: "harvest",
-                source,
-            })?;
-        }
-        Ok(())
+    /// The device state of every function, after the stop, where the caller moves memory.
+    ///
+    /// # Errors
+    /// [`EngineError::Channel`], and those of the link.
+    pub fn save_state(&mut self) -> Result<StateStats, EngineError> {
+        self.expect("save_state", &[Step::Stopped])?;
+        self.needs("save_state", self.terms.memory == MemoryBy::Caller)?;
+        self.attempt(Self::send_states)
     }
 
-    fn send_pages(
-        &mut self,
-        max_pages: u64,
-        is_final: bool,
-        progress: &mut dyn FnMut(&RoundStats),
-    ) -> Result<RoundStats, EngineError> {
-        let mut ctx = PassContext {
-            memory: self.config.memory.as_ref(),
-            ledger: &self.ledger,
-            link: self.link.as_mut(),
-            sender: &mut self.sender,
-            cancel: &self.config.cancel,
-            points: &self.config.points,
-        };
-        let pacer = if is_final { None } else { Some(&mut self.pacer) };
-        let round = self.round;
-        let mut stats = self.pages.pass(&mut ctx, max_pages, pacer, is_final, &mut |s| {
-            progress(&RoundStats { round, ..s.clone() });
-        })?;
-        stats.round = round;
+    fn send_states(&mut self) -> Result<StateStats, EngineError> {
+        let mut stats = StateStats::default();
+        let start = Instant::now();
+        self.chunk.resize(CHUNK_BYTES, 0);
+        for (index, function) in self.config.functions.iter_mut().enumerate() {
+            let Some(digest) = self.state.get_mut(index) else { continue };
+            let drop_last = index == 0 && self.config.points.drop_last_state;
+            stats.device_save_ms += send_state(
+                function,
+                index,
+                digest,
+                &mut self.sender,
+                self.link.as_mut(),
+                &mut self.chunk,
+                &self.config.cancel,
+                drop_last,
+            )?;
+            if drop_last {
+                self.config.points.note_fired();
+            }
+            stats.state_bytes += digest.bytes;
+        }
+        self.timings.add("final-state", start);
+        self.timings.add_ms("device-save", stats.device_save_ms);
+        self.step = Step::Final;
+        self.config.points.hit("source:final-state")?;
         Ok(stats)
     }
 }
