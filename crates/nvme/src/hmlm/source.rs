@@ -44,6 +44,8 @@ pub struct TrackReceiveSource {
 struct Active {
     /// Granules under tracking, at least 1.
     granules: u64,
+    /// It was stopped while the controller was suspended, which only the device still has to be told.
+    stopped: bool,
 }
 
 impl fmt::Debug for TrackReceiveSource {
@@ -113,7 +115,8 @@ impl TrackReceiveSource {
 
 impl DirtySource for TrackReceiveSource {
     fn start(&mut self, ranges: &[MemoryRange], page_size_bytes: u64) -> Result<u64, ChannelError> {
-        if self.active.is_some() {
+        // One that was stopped is started anew, whatever the device still tracks.
+        if self.active.is_some_and(|active| !active.stopped) {
             return Err(self.failed(ChannelErrorKind::State, "it is on already"));
         }
         if !page_size_bytes.is_power_of_two() {
@@ -137,7 +140,7 @@ impl DirtySource for TrackReceiveSource {
                 .map_err(|message| self.failed(ChannelErrorKind::Limit, message))?;
             let error = match self.send_start(granularity, &plan) {
                 Ok(()) => {
-                    self.active = Some(Active { granules: (plan.tracked_bytes / granule).max(1) });
+                    self.active = Some(Active { granules: (plan.tracked_bytes / granule).max(1), stopped: false });
                     self.complete = false;
                     return Ok(granule);
                 }
@@ -219,9 +222,8 @@ impl DirtySource for TrackReceiveSource {
             }
             Err(error) => {
                 // A suspended controller cannot be told to stop. It can once it is resumed; a reset stops it too.
-                if !error.is(StatusCode::ControllerSuspended) {
-                    self.active = None;
-                }
+                let suspended = error.is(StatusCode::ControllerSuspended);
+                self.active = self.active.filter(|_| suspended).map(|active| Active { stopped: true, ..active });
                 Err(error.into_channel_error(None))
             }
         }

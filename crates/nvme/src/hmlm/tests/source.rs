@@ -183,6 +183,20 @@ fn impossible_reports_are_errors_and_end() {
 }
 
 #[test]
+fn what_was_stopped_while_suspended_starts_anew() {
+    let device = Device::new(4096);
+    let mut source = source(&device);
+    source.start(&memory(), 4096).unwrap();
+    assert!(source.start(&memory(), 4096).is_err());
+    device.with(|inner| inner.suspended = true);
+    source.stop().unwrap_err();
+    device.with(|inner| inner.suspended = false);
+    source.start(&memory(), 4096).unwrap();
+    assert!(device.with(|inner| inner.tracking.is_some()));
+    assert!(source.start(&memory(), 4096).is_err());
+}
+
+#[test]
 fn stopping_a_suspended_controller_can_be_repeated_when_it_runs_again() {
     let device = Device::new(4096);
     let mut source = source(&device);
