@@ -15,13 +15,13 @@ use serde_json::{Value, json};
 use towline_core::channel::{ChannelError, DirtySink, DirtySource};
 use towline_core::memory::{GuestMemory as _, MemoryRange};
 use towline_engine::cancel::Cancel;
-use towline_engine::dialogue::Mismatch;
+use towline_engine::dialogue::{AskOutcome, Mismatch};
 use towline_engine::faultpoints::FaultPoints;
 use towline_engine::fence::Fence;
 use towline_engine::link::Link;
 use towline_engine::session::{
     DestinationConfig, DestinationSession, DestinationTarget, FunctionOutcome, Incoming, NamedSource, ReceiveProgress,
-    RoundStats, SessionFunction, SourceConfig, SourceSession, Timings,
+    RoundStats, SessionFunction, SourceConfig, SourceSession, Terms, Timings,
 };
 use towline_linux::memory::MappedMemory;
 use uuid::Uuid;
@@ -39,6 +39,8 @@ const PAGE_SIZE_BYTES: u64 = 4096;
 const MAX_SECTION_BYTES: u64 = 64 << 20;
 /// Progress beyond what JavaScript has taken is dropped: the next one says more.
 const PROGRESS_QUEUE: usize = 16;
+/// A caller that owns its connection ends it itself.
+const NO_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 type Progress = ThreadsafeFunction<String, (), String, napi::Status, false, true, PROGRESS_QUEUE>;
 
@@ -51,6 +53,13 @@ struct ConfigJson {
     #[serde(default)]
     sections: Vec<String>,
     faults: Option<FaultsJson>,
+    /// What is left to the caller; nothing by default.
+    #[serde(default)]
+    terms: Terms,
+    /// Decimal; an epoch below is not taken.
+    least_epoch: Option<Value>,
+    /// Of the link, in milliseconds; its own where this is missing, none where it is 0.
+    idle_timeout_ms: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -175,6 +184,15 @@ fn parts(object: &Object<'_>, deaf: Option<MemoryRange>) -> Result<Parts, Fault>
     Ok(Parts { link, fence, memory, functions, dirty, progress })
 }
 
+/// Sets the link's idle timeout as the configuration says.
+fn set_idle_timeout(link: &mut dyn Link, config: &ConfigJson) {
+    match config.idle_timeout_ms {
+        None => {}
+        Some(0) => link.set_idle_timeout(NO_LIMIT),
+        Some(ms) => link.set_idle_timeout(Duration::from_millis(u64::from(ms))),
+    }
+}
+
 fn config_of(json: &str) -> Result<ConfigJson, Fault> {
     serde_json::from_str(json)
         .map_err(|e| Fault::argument(format!("the session's configuration has not its documented shape: {e}")))
@@ -245,6 +263,18 @@ impl<T> Shared<T> {
         // Where no thread can be had, the last reference drops it.
         let _ = std::thread::Builder::new().name("towline-close".into()).spawn(dropped);
     }
+
+    /// As [`Shared::close`], for who has to know when it is done: what the session held is free then.
+    fn end<'e>(self: &Arc<Self>, env: &'e Env) -> napi::Result<Object<'e>>
+    where
+        T: Send + 'static,
+    {
+        let this = self.clone();
+        run(env, "end", move || {
+            drop(this.session.lock().unwrap_or_else(PoisonError::into_inner).take());
+            Ok(())
+        })
+    }
 }
 
 /// See `NativeSourceSession` in `ts/native/binding.ts`.
@@ -260,7 +290,9 @@ pub fn source_session(config_json: String, parts_object: Object<'_>) -> napi::Re
     let config = config_of(&config_json)?;
     let (points, deaf) = points(config.faults.as_ref())?;
     points.check().map_err(Fault::from)?;
-    let parts = parts(&parts_object, deaf)?;
+    let mut parts = parts(&parts_object, deaf)?;
+    set_idle_timeout(parts.link.as_mut(), &config);
+    let least_epoch = config.least_epoch.as_ref().map(|e| u64_of_json("leastEpoch", e)).transpose()?;
     let cancel = Cancel::new();
     let memory = parts.memory.clone();
     let source = SourceConfig {
@@ -276,7 +308,10 @@ pub fn source_session(config_json: String, parts_object: Object<'_>) -> napi::Re
         points: Arc::new(points),
         record_to: config.record_path,
     };
-    let session = SourceSession::new(source, parts.link).map_err(Fault::from)?;
+    let mut session = SourceSession::with_terms(source, config.terms, parts.link).map_err(Fault::from)?;
+    if let Some(epoch) = least_epoch {
+        session.set_least_epoch(epoch).map_err(Fault::from)?;
+    }
     let shared = Arc::new(Shared { session: Mutex::new(Some(session)), progress: parts.progress });
     Ok(NativeSourceSession { shared, cancel, memory })
 }
@@ -380,6 +415,46 @@ impl NativeSourceSession {
     }
 
     #[napi]
+    pub fn harvest<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        self.step(env, "harvest", |s, _| {
+            let stats = s.harvest()?;
+            Ok(json!({
+                "dirtyPages": stats.dirty_pages, "isLast": stats.is_last, "failedSources": stats.failed_sources,
+            })
+            .to_string())
+        })
+    }
+
+    #[napi]
+    pub fn save_state<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        self.step(env, "save-state", |s, _| {
+            let stats = s.save_state()?;
+            Ok(json!({ "stateBytes": stats.state_bytes, "saveMs": stats.device_save_ms }).to_string())
+        })
+    }
+
+    #[napi]
+    pub fn intent<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        self.step(env, "intent", |s, _| {
+            let info = s.intent()?;
+            Ok(json!({ "epoch": info.epoch.to_string(), "journalMs": info.intent_ms }).to_string())
+        })
+    }
+
+    #[napi]
+    pub fn refused<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        self.step(env, "refused", |s, _| Ok(s.refused_by_caller()?))
+    }
+
+    /// `answer`: `committed`, `refused` or `unknown`. Resolves with the verdict.
+    #[napi]
+    pub fn settle<'e>(&self, env: &'e Env, answer: String) -> napi::Result<Object<'e>> {
+        let answer: AskOutcome = serde_json::from_value(Value::from(answer))
+            .map_err(|_| Fault::argument("the answer is committed, refused or unknown"))?;
+        self.step(env, "settle", move |s, _| Ok(json!({ "verdict": s.settle(answer)? }).to_string()))
+    }
+
+    #[napi]
     pub fn send_section<'e>(&self, env: &'e Env, name: String, data: Uint8Array) -> napi::Result<Object<'e>> {
         let data = data.to_vec();
         self.step(env, "section", move |s, _| Ok(s.send_section(&name, &data)?))
@@ -446,6 +521,11 @@ impl NativeSourceSession {
     pub fn close(&self) {
         self.shared.close();
     }
+
+    #[napi]
+    pub fn end<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        self.shared.end(env)
+    }
 }
 
 /// The destination's session, and what it is received into until the answer takes it.
@@ -466,7 +546,8 @@ pub fn destination_session(config_json: String, parts_object: Object<'_>) -> nap
     let config = config_of(&config_json)?;
     let (points, _) = points(config.faults.as_ref())?;
     points.check().map_err(Fault::from)?;
-    let parts = parts(&parts_object, None)?;
+    let mut parts = parts(&parts_object, None)?;
+    set_idle_timeout(parts.link.as_mut(), &config);
     let cancel = Cancel::new();
     let destination = DestinationConfig {
         fence: parts.fence,
@@ -474,7 +555,7 @@ pub fn destination_session(config_json: String, parts_object: Object<'_>) -> nap
         points: Arc::new(points),
         max_section_bytes: MAX_SECTION_BYTES,
     };
-    let session = DestinationSession::new(destination, parts.link).map_err(Fault::from)?;
+    let session = DestinationSession::with_terms(destination, config.terms, parts.link).map_err(Fault::from)?;
     let target = DestinationTarget { functions: parts.functions, memory: parts.memory };
     let receiving = Receiving { session, target: Some(target) };
     let shared = Arc::new(Shared { session: Mutex::new(Some(receiving)), progress: parts.progress });
@@ -567,13 +648,26 @@ impl NativeDestinationSession {
 
     #[napi]
     pub fn prepared<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
-        self.step(env, "prepared", |r, _| Ok(r.session.prepared()?))
+        self.step(env, "prepared", |r, _| {
+            r.session.prepared()?;
+            Ok(json!({ "digests": r.session.digests() }).to_string())
+        })
     }
 
     #[napi]
     pub fn wait_commit<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
         self.step(env, "wait-commit", |r, _| {
             let epoch = r.session.wait_commit()?;
+            let journal_ms = r.session.timings().ms("journal-commit");
+            Ok(json!({ "epoch": epoch.to_string(), "journalMs": journal_ms }).to_string())
+        })
+    }
+
+    #[napi]
+    pub fn commit_by_caller<'e>(&self, env: &'e Env, epoch: String) -> napi::Result<Object<'e>> {
+        let epoch = u64_of_json("epoch", &Value::from(epoch))?;
+        self.step(env, "commit-by-caller", move |r, _| {
+            let epoch = r.session.commit_by_caller(epoch)?;
             let journal_ms = r.session.timings().ms("journal-commit");
             Ok(json!({ "epoch": epoch.to_string(), "journalMs": journal_ms }).to_string())
         })
@@ -607,5 +701,10 @@ impl NativeDestinationSession {
     #[napi]
     pub fn close(&self) {
         self.shared.close();
+    }
+
+    #[napi]
+    pub fn end<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        self.shared.end(env)
     }
 }
