@@ -8,8 +8,10 @@ import { Stage, type Side, type SideName } from './stage.js';
 export interface Crash {
   /** Where a holder is killed; the name says whose. */
   killAt?: string;
-  /** Where the source's step fails instead. */
+  /** Where a step fails instead; the name says whose. */
   failAt?: string;
+  /** Goes the plain way to a point that is not on it. */
+  direct?: true;
   /** A recovery that is broken on purpose, so that the rules are checked too. */
   sabotage?: 'resume-without-asking' | 'lose-write';
 }
@@ -57,6 +59,7 @@ class CrashRun {
     const facts: Omit<Facts, 'finding'> = {
       source: await look(source, 'source'),
       destination: await look(destination, 'destination'),
+      outcome: migrated?.outcome,
       sourceRecord,
       ranInDoubt: sourceRecord === 'intent' && source.survived && (before.tenantRuns || before.device === 'running'),
       saidInDoubt: { migrate: migrated && migrated.code === 'ERR_TOWLINE_IN_DOUBT', recover: inDoubt },
@@ -69,14 +72,15 @@ class CrashRun {
     const { source, destination } = this.#stage;
     const { killAt, failAt } = this.#what;
     const victim = killAt?.split(':')[0];
-    const { ask, ...detour } = DETOURS[killAt ?? ''] ?? {};
-    const at = (name: SideName) => (killAt !== undefined && victim === name ? { killAt } : {});
+    const { ask, ...detour } = (this.#what.direct ? undefined : DETOURS[killAt ?? '']) ?? {};
+    const at = (name: SideName) => ({
+      ...(killAt !== undefined && victim === name ? { killAt } : {}),
+      ...(failAt?.startsWith(name) ? { failAt } : {}),
+    });
 
     const to = await destination.holder.call('receive', ask ? {} : at('destination'));
     const [migrated] = await Promise.all([
-      unlessGone(
-        source.holder.call('migrate', { to, ...at('source'), ...(failAt === undefined ? {} : { failAt }), ...detour }),
-      ),
+      unlessGone(source.holder.call('migrate', { to, ...at('source'), ...detour })),
       unlessGone(destination.holder.call('received')),
     ]);
     if (ask) {

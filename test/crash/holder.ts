@@ -53,7 +53,7 @@ class Holder {
     {
       prepare: (params) => this.#prepare(params),
       boot: () => this.#boot(),
-      receive: ({ killAt }) => this.#receive(killAt),
+      receive: (faults) => this.#receive(faults),
       received: async () => {
         if (!this.#incoming) throw new Error('nothing is being received here');
         return this.#incoming.ended;
@@ -164,7 +164,7 @@ class Holder {
     return ended(migration);
   }
 
-  #receive(killAt: string | undefined): Promise<string> {
+  #receive(faults: Requests['receive']['params']): Promise<string> {
     const { fn, memory, journal } = this.#now;
     return new Promise((resolve, reject) => {
       const hangUp = new AbortController();
@@ -175,7 +175,7 @@ class Holder {
         onListening: resolve,
         signal: hangUp.signal,
         resume: () => this.#attach(),
-        faults: killAt === undefined ? {} : { killAt },
+        faults,
       });
       const done = ended(migration);
       done.catch(reject);

@@ -15,7 +15,7 @@ export interface Requests {
   prepare: { params: { uuid: string; hostTag: number; namespace: NamespaceFile; journal: string }; result: null };
   boot: { params: null; result: null };
   /** Waits for a migration, answering questions about earlier ones; `received` tells how it ended. */
-  receive: { params: { killAt?: string }; result: string };
+  receive: { params: { killAt?: string; failAt?: string }; result: string };
   received: { params: null; result: Ended };
   /** Ends the waiting for a migration that does not come. */
   hangUp: { params: null; result: null };

@@ -20,6 +20,8 @@ export interface SideFacts {
 export interface Facts {
   source: SideFacts;
   destination: SideFacts;
+  /** How the migration ended at the source, where its holder lived to tell. */
+  outcome: string | undefined;
   /** The source's last record before anybody recovered. */
   sourceRecord: string | undefined;
   /** Whether the source ran the function or its tenant while its last record was the intent. */

@@ -53,6 +53,8 @@ class SourceMigration {
   #runsAgainAt: number | undefined;
   /** From here on COMMIT counts as sent: nothing may be undone by us alone. */
   #intent = false;
+  /** The destination's commit is known to be durable: it owns the functions, whatever fails from here on. */
+  #committed = false;
   #forecaster: Forecaster | undefined;
   #harvestedAt = 0;
 
@@ -261,6 +263,7 @@ class SourceMigration {
       this.#clock.add('commit', -timings.journalMs);
       return timings;
     });
+    this.#committed = true;
     this.#report.epoch = committed.epoch;
     await this.#phase('resume', () => native(() => session.waitRunning()));
     this.#runsAgainAt = performance.now();
@@ -281,7 +284,8 @@ class SourceMigration {
   /** Rolls back what is not committed, and tells how it ended. */
   async #undo(error: unknown): Promise<MigrationReport> {
     const cause = this.options.signal?.aborted && !this.#intent ? abortError(this.options.signal) : unwrapFault(error);
-    if (this.#intent && cause.code !== 'ERR_TOWLINE_REFUSED') return this.#inDoubtOrCommitted(cause);
+    if (this.#committed) return this.#committedThere(cause);
+    if (cause.code === 'ERR_TOWLINE_IN_DOUBT') return this.#doubt(cause);
     const failures: unknown[] = [];
     const attempt = async (work: () => unknown) => {
       try {
@@ -293,6 +297,8 @@ class SourceMigration {
     // After a mismatch the session is over already, and nothing was touched.
     const over = this.#report.mismatches.length > 0;
     if (this.#session && !over) await attempt(() => native(() => this.#session?.abort(cause.message)));
+    // The engine gives up nothing that the destination may own.
+    if (this.#intent && failures.some((f) => unwrapFault(f).code === 'ERR_TOWLINE_MISUSE')) return this.#doubt(cause);
     if (this.#stoppedAt !== undefined) this.#runsAgainAt = performance.now();
     const { resume } = this.options;
     if (this.#paused && resume) await attempt(() => hook('resume', resume));
@@ -304,9 +310,16 @@ class SourceMigration {
     });
   }
 
-  #inDoubtOrCommitted(cause: TowlineError): MigrationReport {
-    // The destination's commit is durable there; only what comes after it failed.
-    if (this.#runsAgainAt !== undefined) return this.#finish('committed', cause.message);
+  async #committedThere(cause: TowlineError): Promise<MigrationReport> {
+    try {
+      await native(() => this.#session?.release());
+    } catch {
+      // It was durable before, or `recover` makes it so.
+    }
+    return this.#finish('committed', cause.message);
+  }
+
+  #doubt(cause: TowlineError): MigrationReport {
     this.events.push({ type: 'in-doubt', session: this.id, why: cause.message });
     const report = this.#finish('in-doubt', cause.message);
     throw new TowlineError(
