@@ -45,7 +45,13 @@ export * from './function/index.js';
 export { receive } from './migration/destination.js';
 export type { FaultPoints } from './migration/faults.js';
 export type { Fence, FenceRecord, Role } from './migration/fence.js';
-export { forecast, type Forecast, type ForecastDowntime, type ForecastInput, type Obstacle } from './migration/forecast.js';
+export {
+  forecast,
+  type Forecast,
+  type ForecastDowntime,
+  type ForecastInput,
+  type Obstacle,
+} from './migration/forecast.js';
 export { Journal, type JournalSession, type Verdict } from './migration/journal.js';
 export type { Link } from './migration/link.js';
 export { GuestMemory, type MemoryRegion } from './migration/memory.js';
@@ -57,5 +63,21 @@ export type { MigrationPolicy } from './migration/policy.js';
 export { DIAGNOSTICS_CHANNEL, type MigrationEvent } from './migration/progress.js';
 export type { MigrationReport, Outcome } from './migration/report.js';
 export { recover, type Recovered, type RecoverOptions } from './migration/recover.js';
+export { MigrationSession } from './migration/session.js';
+export type { DestinationSession, DestinationSessionState } from './migration/session-destination.js';
+export type {
+  DestinationSessionOptions,
+  FunctionOutcome,
+  Harvest,
+  PrecopyState,
+  SectionDigest,
+  SessionAsked,
+  SessionOffer,
+  SessionOptions,
+  SessionTiming,
+  SourceSessionOptions,
+} from './migration/session-options.js';
+export type { SourceSession, SourceSessionState } from './migration/session-source.js';
+export type { ReceiveHalf, SendHalf } from './migration/session-stream.js';
 export { migrate } from './migration/source.js';
 export { version } from './version.js';

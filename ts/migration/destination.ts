@@ -2,6 +2,7 @@ import { abortError, throwIfAborted, withSignal } from '../abort.js';
 import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import type { NativeDestinationSession, NativeLink } from '../native/binding.js';
+import { describeAll } from './describe.js';
 import { faultsJson } from './faults.js';
 import { wrapLink } from './link.js';
 import { Migration } from './migration.js';
@@ -195,10 +196,8 @@ class DestinationMigration {
   }
 
   async #compare(offer: ReadOffer): Promise<Mismatch[]> {
-    const local = [];
-    for (const f of this.functions) local.push({ uuid: f.uuid, name: f.name, descriptor: await f.descriptor() });
     return [
-      ...compareFunctions(offer.descriptor?.functions ?? [], local),
+      ...compareFunctions(offer.descriptor?.functions ?? [], await describeAll(this.functions)),
       ...compareMemory(offer.memory, this.options.memory?.ranges() ?? []),
     ];
   }

@@ -45,7 +45,12 @@ export class SessionParts {
   }
 
   #fence(fence: Fence | Journal): NativeFence {
-    if (fence instanceof Journal) return nativeSync(() => fence.native().fence());
+    if (fence instanceof Journal) {
+      const own = nativeSync(() => fence.native().fence());
+      // Until it is let go of, the journal can't be opened by another process, nor again by this one.
+      this.#closers.push(() => own.close());
+      return own;
+    }
     const bridged = bridgeFence(fence);
     this.#closers.push(() => bridged.close());
     return bridged.native;

@@ -2,7 +2,11 @@ import { abortError, type WaitOptions } from '../abort.js';
 import { TowlineError, unwrapFault } from '../errors.js';
 
 /** Errors of a call that has changed nothing: it may be made again, mended. */
-const HARMLESS: ReadonlySet<string> = new Set(['ERR_TOWLINE_MISUSE', 'ERR_TOWLINE_CONFIG', 'ERR_TOWLINE_INVALID_ARGUMENT']);
+const HARMLESS: ReadonlySet<string> = new Set([
+  'ERR_TOWLINE_MISUSE',
+  'ERR_TOWLINE_CONFIG',
+  'ERR_TOWLINE_INVALID_ARGUMENT',
+]);
 
 /** How one step goes. */
 export interface Step<State, T> {
@@ -35,6 +39,11 @@ export class Steps<State extends string, Call extends string> {
     return this.#state;
   }
 
+  /** A step is under way. */
+  get busy(): boolean {
+    return this.#underWay !== undefined;
+  }
+
   /** Moves on without a step. */
   enter(state: State): void {
     this.#state = state;
@@ -52,8 +61,10 @@ export class Steps<State extends string, Call extends string> {
   /** Takes one step. */
   async run<T>(call: Call, step: Step<State, T>): Promise<T> {
     this.check(call);
+    const underWay = { call, done: Promise.resolve<unknown>(undefined) };
+    this.#underWay = underWay;
     const done = this.#take(step);
-    this.#underWay = { call, done };
+    underWay.done = done;
     return done;
   }
 

@@ -87,4 +87,5 @@ export class CallerStream {
 
 const ended = () => new TowlineError('ERR_TOWLINE_LINK_CLOSED', "the session has let go of the caller's stream");
 
-const oneWay = (what: string) => new TowlineError('ERR_TOWLINE_INTERNAL', `a one-way stream is ${what} at its other end only`);
+const oneWay = (what: string) =>
+  new TowlineError('ERR_TOWLINE_INTERNAL', `a one-way stream is ${what} at its other end only`);

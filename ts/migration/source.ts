@@ -3,6 +3,7 @@ import { abortError, throwIfAborted } from '../abort.js';
 import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import type { NativeSourceSession } from '../native/binding.js';
+import { describeAll, refuseUnmigratable } from './describe.js';
 import { faultsJson } from './faults.js';
 import { Forecaster } from './forecast.js';
 import { openLink } from './link.js';
@@ -85,7 +86,7 @@ class SourceMigration {
     let parts: SessionParts | undefined;
     try {
       throwIfAborted(this.options.signal);
-      await this.#refuseUnmigratable();
+      await refuseUnmigratable(this.functions);
       const link = await openLink(this.options.to, this.options.linkTimeoutMs ?? 30_000);
       parts = new SessionParts({
         functions: this.functions,
@@ -129,20 +130,6 @@ class SourceMigration {
     }
   }
 
-  /** `explain()` has the last word before anything is opened. */
-  async #refuseUnmigratable(): Promise<void> {
-    if (this.functions.length === 0)
-      throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'there is no function to migrate');
-    for (const fn of this.functions) {
-      const [first, ...more] = await fn.explain();
-      if (first === undefined) continue;
-      throw new TowlineError('ERR_TOWLINE_STATE', `${fn.name} can't be migrated: ${first.message}`, {
-        function: fn.uuid,
-        details: { reasons: [first, ...more] },
-      });
-    }
-  }
-
   #config(): string {
     return JSON.stringify({
       session: this.id,
@@ -155,9 +142,7 @@ class SourceMigration {
   }
 
   async #offer(session: NativeSourceSession): Promise<void> {
-    const functions = [];
-    for (const f of this.functions) functions.push({ uuid: f.uuid, name: f.name, descriptor: await f.descriptor() });
-    const offer = { functions };
+    const offer = { functions: await describeAll(this.functions) };
     const answer = JSON.parse(await native(() => session.offer(JSON.stringify(offer)))) as OfferOutcome;
     this.#report.epoch = answer.epoch;
     this.#report.mismatches = answer.mismatches;

@@ -274,9 +274,12 @@ export interface NativeSourceSession {
   abort(reason: string): Promise<string>;
   /** For a `MigrationSession` whose caller moves its memory: dirty runs, taken and forgotten. */
   takeDirtyRuns(maxPages: number): Promise<NativeRange[]>;
-  cancel(): void;
+  /** False where it is too late: the intent, or the commit, is being made durable or is. */
+  cancel(): boolean;
   timings(): string;
   close(): void;
+  /** As `close`, and resolves once the session holds nothing any more: its fence, its channels. */
+  end(): Promise<void>;
 }
 
 /** One migration, at the destination. */
@@ -295,9 +298,12 @@ export interface NativeDestinationSession {
   /** Whether the source could be told. */
   running(): Promise<boolean>;
   abort(reason: string): Promise<string>;
-  cancel(): void;
+  /** False where it is too late: the intent, or the commit, is being made durable or is. */
+  cancel(): boolean;
   timings(): string;
   close(): void;
+  /** As `close`, and resolves once the session holds nothing any more: its fence, its channels. */
+  end(): Promise<void>;
 }
 
 export interface NativeJournal {
