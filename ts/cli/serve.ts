@@ -1,9 +1,12 @@
 import { buildCommand } from '@stricli/core';
 import { join } from 'node:path';
+import { parseRates } from '../rehearsal/rule.js';
 import { Host } from '../serve/host.js';
 import { defaultSocketPath, defaultStateDirectory } from '../serve/paths.js';
-import { startServer } from '../serve/server.js';
+import { parseRules } from '../serve/rehearsal.js';
+import { startServer, type RunningServer } from '../serve/server.js';
 import { clientFlags, runCommand, type ClientFlags, type CliContext } from './context.js';
+import { faultTexts, rehearsalFlags } from './rehearsal.js';
 import { parseCount, parseNamespace, parseSize, parseText } from './values.js';
 
 interface Flags extends ClientFlags {
@@ -14,6 +17,8 @@ interface Flags extends ClientFlags {
   readonly siov?: number | undefined;
   readonly memory?: bigint | undefined;
   readonly journal?: string | undefined;
+  readonly fault?: readonly string[] | undefined;
+  readonly rate?: string | undefined;
 }
 
 /** `towline serve`. JSON: `{"serving":{"socket":…,"pid":n,"controlling":[address]}}` once it answers. */
@@ -77,11 +82,15 @@ export const serve = buildCommand({
         optional: true,
         placeholder: 'dir',
       },
+      ...rehearsalFlags,
     },
   },
   func(this: CliContext, flags: Flags) {
     return runCommand(this, flags, async ({ out, signal }) => {
       const { env } = this.process;
+      // Wrong ones are told before anything is started or created.
+      parseRules(faultTexts(flags.fault) ?? []);
+      if (flags.rate !== undefined) parseRates(flags.rate);
       const host = await Host.open({
         embedded: [
           {
@@ -95,7 +104,11 @@ export const serve = buildCommand({
         journal: flags.journal ?? join(defaultStateDirectory(env), 'journal'),
         memoryBytes: flags.memory ?? 64n << 20n,
       });
-      const server = await startServer(host, flags.socket ?? defaultSocketPath(env)).catch(async (error: unknown) => {
+      const start = async (): Promise<RunningServer> => {
+        host.rehearse(host.findControlling(undefined), { faults: faultTexts(flags.fault), rates: flags.rate });
+        return startServer(host, flags.socket ?? defaultSocketPath(env));
+      };
+      const server = await start().catch(async (error: unknown) => {
         await host.close();
         throw error;
       });

@@ -15,6 +15,12 @@ export interface MemoryRegion {
   fd: number;
   /** Where in the file the range begins; a multiple of 4096. Default 0. */
   fdOffset?: bigint;
+  /**
+   * Takes a descriptor that is not sealed against shrinking (`F_SEAL_SHRINK`): hugetlbfs, `/dev/shm` and plain files, which can't be
+   * sealed, and memfds that were not. Whoever can shrink such a file kills this process at its next access beyond the new end
+   * (`SIGBUS`, which can't be caught here), and every guest that it holds. Only for files that nobody else may write. Default: false.
+   */
+  shrinkable?: boolean;
 }
 
 /**
@@ -42,9 +48,14 @@ export class GuestMemory {
     }
   }
 
-  /** Adds a range. */
+  /**
+   * Adds a range.
+   * @throws TowlineError `ERR_TOWLINE_INVALID_ARGUMENT` where it is not aligned, overlaps, ends beyond the file, or the file could
+   * shrink and {@link MemoryRegion.shrinkable} does not take that; `ERR_TOWLINE_SYSTEM` where it can't be mapped.
+   */
   addRegion(region: MemoryRegion): void {
-    nativeSync(() => this.native().addRegion(region.gpa, region.fd, region.fdOffset ?? 0n, region.len));
+    const { gpa, fd, len, fdOffset = 0n, shrinkable = false } = region;
+    nativeSync(() => this.native().addRegion(gpa, fd, fdOffset, len, shrinkable));
   }
 
   /** Removes a range that was added, after the accesses under way have ended. */

@@ -27,7 +27,7 @@ export interface NativeRange {
 /** Guest memory of one guest: regions of file descriptors, mapped here, and the log of pages marked by the caller. */
 export interface NativeGuestMemory {
   /** `fd` is duplicated. Page-aligned numbers. */
-  addRegion(gpa: bigint, fd: number, fdOffset: bigint, len: bigint): void;
+  addRegion(gpa: bigint, fd: number, fdOffset: bigint, len: bigint, shrinkable: boolean): void;
   /** Drains accesses under way. */
   removeRegion(gpa: bigint, len: bigint): Promise<void>;
   ranges(): NativeRange[];
@@ -185,6 +185,12 @@ export interface NativeSubsystem {
   flr(cntlid: number): Promise<void>;
   /** {@link EmbeddedFault}[]: replaces all rules. */
   setFaults(json: string): void;
+  /** {@link EmbeddedFault}: adds a rule after the others, and gives its number. */
+  addFault(json: string): number;
+  /** Lets go on what hangs by it. Nothing where it is gone. */
+  removeFault(number: number): void;
+  /** How many commands it has hit; 0 where it is gone. */
+  faultHits(number: number): number;
   /** {saveBytesPerSecond?, loadBytesPerSecond?, saveLatencyMs?, loadLatencyMs?, ioLatencyMs?} */
   setRates(json: string): void;
   close(): Promise<void>;
@@ -209,6 +215,10 @@ export interface EmbeddedController {
   online: boolean;
   enabled: boolean;
   fatal: boolean;
+  /** Queue pairs that it may use now, the admin queue included. */
+  queues: number;
+  /** MSI-X vectors that it may use now. */
+  vectors: number;
 }
 /** One fault rule; what is left out matches everything. */
 export interface EmbeddedFault {

@@ -9,7 +9,9 @@ import type { ControlledFunction, FunctionSpec } from '../function/types.js';
 import type { WaitOptions } from '../abort.js';
 import { Journal } from '../migration/journal.js';
 import { GuestMemory } from '../migration/memory.js';
-import type { FunctionInfo } from './protocol.js';
+import { parseRates } from '../rehearsal/rule.js';
+import type { ControllingInfo, FunctionInfo, RehearsalInfo } from './protocol.js';
+import { Rehearsal } from './rehearsal.js';
 
 /** Options of {@link Host.open}. */
 export interface HostOptions {
@@ -35,12 +37,15 @@ export class Host {
   readonly #memoryBytes: bigint;
   readonly #memories = new Map<ControlledFunction, GuestMemory>();
   readonly #busy = new Set<ControlledFunction>();
+  readonly #rehearsals = new Map<ControllingFunction, Rehearsal>();
   #closing: Promise<void> | undefined;
 
   private constructor(controlling: readonly ControllingFunction[], journal: Journal, memoryBytes: bigint) {
     this.controlling = controlling;
     this.journal = journal;
     this.#memoryBytes = memoryBytes;
+    for (const c of controlling)
+      if (c instanceof EmbeddedControllingFunction) this.#rehearsals.set(c, new Rehearsal(c));
   }
 
   /** Opens the journal, then starts every subsystem; where one fails, the others are closed again. */
@@ -70,7 +75,7 @@ export class Host {
   /** The function of that UUID, name, or beginning of a UUID with 8 characters or more that is only one's. */
   async find(word: string): Promise<HeldFunction> {
     const all = await this.functions();
-    const exact = all.filter(({ fn }) => fn.uuid === word.toLowerCase() || fn.name === word);
+    const exact = all.filter(({ fn }) => isCalled(fn, word));
     const found =
       exact.length > 0 || word.length < 8 ? exact : all.filter(({ fn }) => fn.uuid.startsWith(word.toLowerCase()));
     const [first, ...more] = found;
@@ -112,6 +117,7 @@ export class Host {
   async provision(address: string | undefined, spec: FunctionSpec, options: WaitOptions): Promise<HeldFunction> {
     const controlling = this.findControlling(address);
     const fn = await provisionFunction(controlling, spec, options);
+    this.#rehearsals.get(controlling)?.add(fn);
     if (this.#memoryBytes === 0n || !(controlling instanceof EmbeddedControllingFunction))
       return { fn, controlling, memory: undefined };
     let memory: GuestMemory | undefined;
@@ -122,6 +128,7 @@ export class Host {
       return { fn, controlling, memory };
     } catch (error) {
       await fn.release();
+      this.#rehearsals.get(controlling)?.remove(fn);
       memory?.close();
       throw error;
     }
@@ -131,8 +138,39 @@ export class Host {
   async release({ fn, controlling, memory }: HeldFunction): Promise<void> {
     if (memory !== undefined && controlling instanceof EmbeddedControllingFunction) await controlling.detachMemory(fn);
     await fn.release();
+    this.#rehearsals.get(controlling)?.remove(fn);
     memory?.close();
     this.#memories.delete(fn);
+  }
+
+  /**
+   * Sets faults and rates of an embedded subsystem; what is left out stays.
+   * @throws TowlineError `ERR_TOWLINE_INVALID_ARGUMENT` names the part that is wrong, `ERR_TOWLINE_UNSUPPORTED` for a real device.
+   */
+  rehearse(
+    controlling: ControllingFunction,
+    { faults, rates }: { faults?: readonly string[] | undefined; rates?: string | undefined },
+  ): RehearsalInfo {
+    const rehearsal = this.#rehearsals.get(controlling);
+    if (rehearsal === undefined) {
+      throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `${controlling.address} is no embedded subsystem`);
+    }
+    // Both are read before one is set: whole or not at all.
+    if (rates !== undefined) parseRates(rates);
+    if (faults !== undefined) rehearsal.setFaults(faults);
+    if (rates !== undefined) rehearsal.setRates(rates);
+    return rehearsal.info();
+  }
+
+  /** A controlling function as it is shown. */
+  async controllingInfo(controlling: ControllingFunction): Promise<ControllingInfo> {
+    return {
+      address: controlling.address,
+      driver: controlling.driver,
+      capacity: await controlling.capacity(),
+      reasons: await controlling.explain(),
+      rehearsal: this.#rehearsals.get(controlling)?.info() ?? null,
+    };
   }
 
   /** Runs `work` while nobody else changes, migrates or checks these functions. */
@@ -176,4 +214,9 @@ export class Host {
     })();
     return this.#closing;
   }
+}
+
+/** Whether a function has that UUID or name. */
+export function isCalled(fn: ControlledFunction, word: string): boolean {
+  return fn.uuid === word.toLowerCase() || fn.name === word;
 }

@@ -13,6 +13,7 @@ import { version } from '../version.js';
 import type { HeldFunction, Host } from './host.js';
 import { Params } from './params.js';
 import { recoverSessions } from './recover.js';
+import { MAX_RULES } from './rehearsal.js';
 import type { MethodName, Methods } from './protocol.js';
 
 /** What a running method has besides its parameters. */
@@ -98,14 +99,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
 
   list: async (host) => {
     const controlling = [];
-    for (const c of host.controlling) {
-      controlling.push({
-        address: c.address,
-        driver: c.driver,
-        capacity: await c.capacity(),
-        reasons: await c.explain(),
-      });
-    }
+    for (const c of host.controlling) controlling.push(await host.controllingInfo(c));
     return { controlling, functions: (await host.functions()).map((held) => host.info(held)) };
   },
 
@@ -133,6 +127,16 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
       }
       return host.info(held);
     });
+  },
+
+  rehearse: async (host, params) => {
+    // No command goes to the device here: what hangs by a rule has to be freed by taking the rule away.
+    const controlling = host.findControlling(params.optionalText('controlling', 256));
+    const faults = params.optionalTexts('faults', 0, MAX_RULES, 1024);
+    return {
+      address: controlling.address,
+      rehearsal: host.rehearse(controlling, { faults, rates: params.optionalText('rates', 1024) }),
+    };
   },
 
   expose: async (host, params, { signal }) => {

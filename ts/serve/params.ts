@@ -63,13 +63,17 @@ export class Params {
     return this.optionalChoice(name, choices) ?? this.#fail(name, 'given');
   }
 
-  texts(name: string, least: number, most: number): string[] {
+  optionalTexts(name: string, least: number, most: number, maxChars: number): string[] | undefined {
+    return this.#get(name) === undefined ? undefined : this.texts(name, least, most, maxChars);
+  }
+
+  texts(name: string, least: number, most: number, maxChars = 256): string[] {
     const value = this.#get(name);
     if (
       !Array.isArray(value) ||
       value.length < least ||
       value.length > most ||
-      !value.every((v) => typeof v === 'string' && v.length <= 256)
+      !value.every((v) => typeof v === 'string' && v.length <= maxChars)
     ) {
       this.#fail(name, `a list of ${least} to ${most} texts`);
     }

@@ -18,6 +18,7 @@ import type { MigrationPolicy } from '../migration/policy.js';
 import type { MigrationEvent } from '../migration/progress.js';
 import type { Recovered } from '../migration/recover.js';
 import type { MigrationReport } from '../migration/report.js';
+import type { Rates } from '../rehearsal/faults.js';
 
 /** The longest line, in bytes. A longer one ends the connection. */
 export const MAX_LINE_BYTES = 1 << 20;
@@ -49,6 +50,16 @@ export interface ControllingInfo {
   driver: string;
   capacity: readonly KindCapacity[];
   reasons: readonly Reason[];
+  /** Faults and rates that are rehearsed; `null` where the device is real. */
+  rehearsal: RehearsalInfo | null;
+}
+
+/** Faults and rates of an embedded subsystem. */
+export interface RehearsalInfo {
+  /** Each rule as it was written, whether it acts (its function exists), and how many commands it has hit. */
+  faults: { rule: string; active: boolean; hits: number }[];
+  /** What is left out is as fast as it can be. */
+  rates: Rates;
 }
 
 /** Every method: what it takes, what it gives, and the events on the way. */
@@ -65,6 +76,7 @@ export interface Methods {
     result: FunctionInfo;
     event: never;
   };
+  rehearse: { params: RehearseParams; result: { address: string; rehearsal: RehearsalInfo }; event: never };
   expose: { params: { function: string; exposure: ExposureName }; result: FunctionInfo; event: never };
   release: { params: { function: string }; result: FunctionInfo; event: never };
   explain: {
@@ -86,6 +98,16 @@ export interface Methods {
     event: CheckResult;
   };
   shutdown: { params: Record<string, never>; result: null; event: never };
+}
+
+/** Faults and rates to rehearse from now on. */
+export interface RehearseParams {
+  /** Address of the controlling function; may be left out where there is one. */
+  controlling?: string;
+  /** Replace all rules; see `parseFaultRule`. Left out: they stay. */
+  faults?: string[];
+  /** Replaces all rates; see `parseRates`. Left out: they stay. */
+  rates?: string;
 }
 
 /** See `MigrateOptions`. */
@@ -126,6 +148,7 @@ export const methodNames = [
   'list',
   'provision',
   'configure',
+  'rehearse',
   'expose',
   'release',
   'explain',

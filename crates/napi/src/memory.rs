@@ -10,7 +10,7 @@ use napi_derive::napi;
 use towline_core::channel::DirtySource;
 use towline_core::dirty::MarkLog;
 use towline_core::memory::GuestMemory as _;
-use towline_linux::memory::{MapError, MappedMemory};
+use towline_linux::memory::{MapError, MappedMemory, RegionOptions};
 
 use crate::channel::{NativeDirtySource, Range};
 use crate::fault::Fault;
@@ -26,7 +26,13 @@ impl From<MapError> for Fault {
             .and_then(|s| s.downcast_ref::<std::io::Error>())
             .and_then(std::io::Error::raw_os_error);
         let code = if errno.is_some() { "ERR_TOWLINE_SYSTEM" } else { "ERR_TOWLINE_INVALID_ARGUMENT" };
-        Self { errno, ..Self::new(code, e.to_string()) }
+        let message = match &e {
+            MapError::Shrinkable => format!(
+                "{e}: seal it with F_SEAL_SHRINK, or give shrinkable: true where nobody who could shrink it is distrusted"
+            ),
+            _ => e.to_string(),
+        };
+        Self { errno, ..Self::new(code, message) }
     }
 }
 
@@ -88,7 +94,14 @@ impl GuestMemory {
     }
 
     #[napi]
-    pub fn add_region(&self, gpa: BigInt, fd: i32, fd_offset: BigInt, len: BigInt) -> napi::Result<()> {
+    pub fn add_region(
+        &self,
+        gpa: BigInt,
+        fd: i32,
+        fd_offset: BigInt,
+        len: BigInt,
+        shrinkable: Option<bool>,
+    ) -> napi::Result<()> {
         if fd < 0 {
             return Err(Fault::argument(format!("{fd} is not a file descriptor")).into());
         }
@@ -96,7 +109,8 @@ impl GuestMemory {
         // that duplication fail with EBADF.
         let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
         let (gpa, offset, len) = (u64_of("gpa", &gpa)?, u64_of("fdOffset", &fd_offset)?, u64_of("len", &len)?);
-        Ok(self.parts()?.memory.add_region(gpa, borrowed, offset, len).map_err(Fault::from)?)
+        let options = RegionOptions { allow_shrinkable: shrinkable.unwrap_or(false), ..RegionOptions::default() };
+        Ok(self.parts()?.memory.add_region_with(gpa, borrowed, offset, len, options).map_err(Fault::from)?)
     }
 
     #[napi]

@@ -12,8 +12,8 @@ use towline_core::channel::{ChannelError, ChannelErrorKind};
 use towline_nvme::admin::AdminClient;
 use towline_nvme::hmlm::FunctionReset;
 use towline_nvme::model::{
-    CONTROLLING_CNTLID, CommandSet, Controller, ControllerKind, EmbeddedAdmin, FaultAction, FaultRule, InterruptSink,
-    ModelError, NamespaceConfig, Rates, Subsystem, SubsystemConfig,
+    CONTROLLING_CNTLID, CommandSet, Controller, ControllerKind, EmbeddedAdmin, FaultAction, FaultId, FaultRule,
+    InterruptSink, ModelError, NamespaceConfig, Rates, Subsystem, SubsystemConfig,
 };
 use towline_nvme::status::Status;
 use towline_tenant::TenantInterrupts;
@@ -90,6 +90,27 @@ impl FunctionReset for ModelReset {
 struct Inner {
     subsystem: Arc<Subsystem>,
     interrupts: HashMap<u16, Arc<TenantInterrupts>>,
+    /// Faults by the number that JavaScript knows; one for both queues is two rules.
+    faults: HashMap<u32, Vec<FaultId>>,
+    next_fault: u32,
+}
+
+/// Most faults of one subsystem: each is looked at for every command.
+const MOST_FAULTS: usize = 1024;
+
+impl Inner {
+    fn add(&mut self, fault: FaultJson) -> Result<u32, Fault> {
+        if self.faults.len() >= MOST_FAULTS {
+            return Err(Fault::new("ERR_TOWLINE_LIMIT", format!("at most {MOST_FAULTS} faults")));
+        }
+        let number = self.next_fault;
+        self.next_fault = number
+            .checked_add(1)
+            .ok_or_else(|| Fault::new("ERR_TOWLINE_LIMIT", "no more numbers for faults: open the subsystem again"))?;
+        let ids = fault.rules().into_iter().map(|rule| self.subsystem.faults().add(rule)).collect();
+        self.faults.insert(number, ids);
+        Ok(number)
+    }
 }
 
 /// See `NativeSubsystem` in `ts/native/binding.ts`.
@@ -130,7 +151,7 @@ pub fn open_subsystem<'e>(env: &'e Env, config_json: String) -> napi::Result<Obj
     };
     run(env, "subsystem", move || {
         let subsystem = Subsystem::open(config)?;
-        let inner = Inner { subsystem, interrupts: HashMap::new() };
+        let inner = Inner { subsystem, interrupts: HashMap::new(), faults: HashMap::new(), next_fault: 0 };
         Ok(NativeSubsystem { inner: Arc::new(Mutex::new(Some(inner))) })
     })
 }
@@ -189,9 +210,11 @@ impl NativeSubsystem {
                 };
                 // CC.EN and CSTS.CFS, as any host reads them.
                 let (cc, csts) = (register(c, 0x14), register(c, 0x1c));
+                let (queues, vectors) = c.resources();
                 json!({
                     "cntlid": c.cntlid(), "kind": kind, "controlling": c.cntlid() == CONTROLLING_CNTLID,
                     "vfNumber": c.virtual_function(), "online": c.online(), "enabled": cc & 1 != 0, "fatal": csts & 2 != 0,
+                    "queues": queues, "vectors": vectors,
                 })
             })
             .collect();
@@ -255,13 +278,42 @@ impl NativeSubsystem {
     pub fn set_faults(&self, json: String) -> napi::Result<()> {
         let list: Vec<FaultJson> = serde_json::from_str(&json)
             .map_err(|e| Fault::argument(format!("the faults have not their documented shape: {e}")))?;
-        let rules = list.into_iter().flat_map(FaultJson::rules).collect::<Vec<_>>();
-        let subsystem = self.subsystem()?;
-        subsystem.faults().clear();
-        for rule in rules {
-            subsystem.faults().add(rule);
+        let mut guard = self.lock();
+        let inner = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
+        inner.subsystem.faults().clear();
+        inner.faults.clear();
+        for fault in list {
+            inner.add(fault)?;
         }
         Ok(())
+    }
+
+    #[napi]
+    pub fn add_fault(&self, json: String) -> napi::Result<u32> {
+        let fault: FaultJson = serde_json::from_str(&json)
+            .map_err(|e| Fault::argument(format!("the fault has not its documented shape: {e}")))?;
+        let mut guard = self.lock();
+        Ok(guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?.add(fault)?)
+    }
+
+    #[napi]
+    pub fn remove_fault(&self, number: u32) -> napi::Result<()> {
+        let mut guard = self.lock();
+        let inner = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
+        for id in inner.faults.remove(&number).unwrap_or_default() {
+            inner.subsystem.faults().remove(id);
+        }
+        Ok(())
+    }
+
+    /// How many commands a fault has hit; 0 where it is gone. Exact below 2^53.
+    #[napi]
+    pub fn fault_hits(&self, number: u32) -> napi::Result<f64> {
+        let guard = self.lock();
+        let inner = guard.as_ref().ok_or_else(|| Fault::closed(WHAT))?;
+        let ids = inner.faults.get(&number).map(Vec::as_slice).unwrap_or_default();
+        let hits = ids.iter().filter_map(|id| inner.subsystem.faults().hits(*id)).fold(0u64, u64::saturating_add);
+        Ok(hits as f64)
     }
 
     #[napi]

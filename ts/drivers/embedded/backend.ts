@@ -6,10 +6,6 @@ import type { EmbeddedController, NativeSubsystem } from '../../native/binding.j
 import { NativeNvmeAdmin } from '../nvme/admin.js';
 import type { NvmeBackend, NvmeControllerInfo } from '../nvme/backend.js';
 
-/** I/O queue pairs and vectors of a PF, by the model's default (crates/nvme `SubsystemConfig`): 9 queue pairs, the admin queue included. */
-const PF_QUEUES = 8;
-const PF_VECTORS = 9;
-
 /** See {@link NvmeBackend}. */
 export class EmbeddedBackend implements NvmeBackend {
   readonly address: string;
@@ -34,14 +30,15 @@ export class EmbeddedBackend implements NvmeBackend {
 
   async controllers(): Promise<readonly NvmeControllerInfo[]> {
     const all = JSON.parse(nativeSync(() => this.#subsystem.controllers())) as EmbeddedController[];
-    return all.map(({ cntlid, kind, controlling, fatal, enabled }) => ({
+    return all.map(({ cntlid, kind, controlling, fatal, enabled, queues, vectors }) => ({
       cntlid,
       kind,
       controlling,
       fatal,
       enabled,
-      ownQueues: kind === 'pf' ? PF_QUEUES : 0,
-      ownVectors: kind === 'pf' ? PF_VECTORS : 0,
+      // The model counts the admin queue. What a secondary controller has was assigned to it, and is not its own.
+      ownQueues: kind === 'pf' ? Math.max(0, queues - 1) : 0,
+      ownVectors: kind === 'pf' ? vectors : 0,
     }));
   }
 
