@@ -96,7 +96,6 @@ impl Drop for Pair {
 impl Pair {
     /// `raw_bytes` 0: raw TCP is not wanted, and the destination starts with fresh memory.
     pub fn new(guest_bytes: u64, raw_bytes: usize, timing: Timing) -> Self {
-        pin(Side::Source);
         let folder = Folder::new();
         let file = crate::guest::file(guest_bytes);
         // The order goes in by the folder, the destination's memory by its standard input.
@@ -115,6 +114,8 @@ impl Pair {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
+        // Not before: the other process would be kept on the same processor, with no way off it.
+        pin(Side::Source);
         let mut said = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
         let reach: Reach = serde_json::from_str(&said.next().expect("the destination did not start").unwrap()).unwrap();
         let busy = Stretches::default();
