@@ -2,7 +2,7 @@
 //! that is written all the while. Needs five mediated devices: the third of type `mtty-1`, the others of `mtty-2`. Run by
 //! `test/kernel`.
 //!
-//! `mtty_migration UUID UUID UUID UUID UUID` prints TAP; the exit code is 1 where anything failed.
+//! `mtty_migration UUID UUID UUID UUID UUID …` prints TAP; the exit code is 1 where anything failed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::io::IoSlice;
@@ -313,7 +313,7 @@ fn sides(uuids: &[String], count: usize) -> (Vec<&String>, Vec<&String>) {
 }
 
 fn main() -> ExitCode {
-    let uuids: Vec<String> = std::env::args().skip(1).collect();
+    let uuids: Vec<String> = std::env::args().skip(1).take(5).collect();
     if uuids.len() != 5 {
         eprintln!("usage: mtty_migration UUID UUID UUID UUID UUID");
         return ExitCode::from(2);

@@ -1,7 +1,8 @@
 //! Moves the state of one of the kernel's `mtty` sample devices to another through `VfioChannel`, and lets the kernel refuse
-//! what it has to. Needs three mediated devices: two of type `mtty-2` and one of `mtty-1`. Run by `test/kernel`.
+//! what it has to. Needs mediated devices, two of type `mtty-2` and then one of `mtty-1` (two more are not used), and a PCI
+//! function on `vfio-pci`. Run by `test/kernel`.
 //!
-//! `mtty_spike UUID UUID UUID …` prints TAP; the exit code is 1 where anything failed.
+//! `mtty_spike UUID UUID UUID UUID UUID PCI-ADDRESS` prints TAP; the exit code is 1 where anything failed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::os::fd::AsFd;
@@ -24,15 +25,19 @@ const SCRATCH: u64 = 7;
 /// A test and its name.
 type Test<'a> = (&'a str, Box<dyn Fn() + 'a>);
 
+/// The number of a device's group.
+fn group(bus: &str, name: &str) -> u32 {
+    let link = std::fs::read_link(format!("/sys/bus/{bus}/devices/{name}/iommu_group")).unwrap();
+    link.file_name().unwrap().to_str().unwrap().parse().unwrap()
+}
+
 struct Device {
     device: Arc<VfioDevice>,
 }
 
 impl Device {
     fn open(uuid: &str) -> Self {
-        let group = std::fs::read_link(format!("/sys/bus/mdev/devices/{uuid}/iommu_group")).unwrap();
-        let group: u32 = group.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        Self { device: Arc::new(Container::open().unwrap().device(group, uuid).unwrap()) }
+        Self { device: Arc::new(Container::open().unwrap().device(group("mdev", uuid), uuid).unwrap()) }
     }
 
     fn channel(&self) -> VfioChannel {
@@ -222,12 +227,48 @@ fn reset_cuts_a_session(a: &Device) {
     assert_eq!(save(&mut reader).len(), STATE);
 }
 
+/// Only the descriptor of a device is taken for one, and a group is open once.
+fn opening(a: &Device, uuid: &str) {
+    let container = Container::open().unwrap();
+    let busy = container.device(group("mdev", uuid), uuid).unwrap_err();
+    assert_eq!(busy.errno, Some(Errno::BUSY.raw_os_error()), "{busy}");
+    let missing = container.device(u32::MAX, uuid).unwrap_err();
+    assert_eq!(missing.errno, Some(Errno::NOENT.raw_os_error()), "{missing}");
+    let nul = container.device(group("mdev", uuid), "a\0b").unwrap_err();
+    assert!(matches!(nul.kind, ChannelErrorKind::Limit | ChannelErrorKind::Device), "{nul}");
+
+    let node = std::fs::File::options().read(true).write(true).open("/dev/vfio/vfio").unwrap();
+    let error = VfioDevice::from_fd(node.into(), "a container").unwrap_err();
+    assert_eq!(error.kind, ChannelErrorKind::Unsupported, "{error}");
+    let mut channel = a.fresh([5, 5]);
+    channel.set_state(DeviceState::StopCopy).unwrap();
+
+    // As a VMM hands it over.
+    let passed = a.device.as_fd().try_clone_to_owned().unwrap();
+    let passed = Arc::new(VfioDevice::from_fd(passed, "passed").unwrap());
+    assert_eq!(VfioChannel::open(&passed).unwrap().state(), Ok(DeviceState::StopCopy));
+    channel.reset().unwrap();
+}
+
+/// A PCI function on `vfio-pci` is a VFIO device, in a group with an IOMMU, and doesn't migrate.
+fn without_migration(address: &str) {
+    let device = Arc::new(Container::open().unwrap().device(group("pci", address), address).unwrap());
+    assert!(device.region(0).unwrap().size > 0);
+    let error = VfioChannel::open(&device).unwrap_err();
+    assert_eq!(
+        (error.kind, error.errno),
+        (ChannelErrorKind::Unsupported, Some(Errno::NOTTY.raw_os_error())),
+        "{error}"
+    );
+}
+
 fn main() -> ExitCode {
     let uuids: Vec<String> = std::env::args().skip(1).collect();
-    let [a, b, c, ..] = uuids.as_slice() else {
-        eprintln!("usage: mtty_spike UUID UUID UUID");
+    let [a, b, c, _, _, address] = uuids.as_slice() else {
+        eprintln!("usage: mtty_spike UUID UUID UUID UUID UUID PCI-ADDRESS");
         return ExitCode::from(2);
     };
+    let uuid = a.as_str();
     let (a, b, other) = (Device::open(a), Device::open(b), Device::open(c));
     let whole = save(&mut a.fresh([0xAB, 0xCD]));
     let foreign = {
@@ -243,6 +284,8 @@ fn main() -> ExitCode {
         ("calls that don't fit the state are refused", Box::new(|| calls_out_of_state(&a))),
         ("the kernel goes every way that core knows and no other", Box::new(|| every_way(&a, &whole))),
         ("a reset by somebody else ends the session and is noticed", Box::new(|| reset_cuts_a_session(&a))),
+        ("only the descriptor of a device is one, and a group is open once", Box::new(|| opening(&a, uuid))),
+        ("a PCI function without migration is refused", Box::new(|| without_migration(address))),
         (
             "a state that lacks bytes is refused at every length",
             Box::new(|| (0..STATE).for_each(|n| refuse(&b, &whole[..n], Errno::INVAL, false))),
