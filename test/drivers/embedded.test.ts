@@ -1,4 +1,5 @@
 import test from 'ava';
+import { EmbeddedDriver } from '#towline/drivers/embedded.js';
 import { embedded } from '#towline/rehearsal/index.js';
 
 test('a PF has as much of its own as the model gives it, and no more', async (t) => {
@@ -20,4 +21,14 @@ test('the model says what a VF was given', async (t) => {
   await subsystem.provision({ kind: 'vf', queues: 3, vectors: 2 });
   const vf = subsystem.controlling.modelControllers().find((c) => c.kind === 'vf' && c.online);
   t.like(vf, { queues: 4, vectors: 2 });
+});
+
+test('a subsystem that was closed can be opened again, and one that is open can not', async (t) => {
+  const driver = new EmbeddedDriver([{ name: 'again' }]);
+  for (let round = 0; round < 2; round += 1) {
+    const controlling = await driver.open('embedded:again');
+    await t.throwsAsync(driver.open('embedded:again'), { code: 'ERR_TOWLINE_BUSY' });
+    await controlling.close();
+  }
+  t.deepEqual((await driver.discover())[0]?.reasons, []);
 });

@@ -211,3 +211,42 @@ test('close is idempotent and refuses what comes after it', async (t) => {
   t.deepEqual(fake.log, ['close']);
   await t.throwsAsync(async () => controlling.list(), { code: 'ERR_TOWLINE_CLOSED' });
 });
+
+test('a function that is found online keeps its disks when only its queues change', async (t) => {
+  const { fake, controlling } = await prepared();
+  await fake.assign(11, 'vi', 2);
+  await fake.assign(11, 'vq', 3);
+  await fake.online(11);
+  await fake.attachNamespace(2, 11);
+  await fake.attachNamespace(1, 12);
+  const [fn, ...more] = await controlling.list();
+  t.is(more.length, 0);
+  t.like(fn?.spec, { queues: 2, vectors: 2, namespaces: [2] });
+  const { queues: _, ...rest } = fn!.spec;
+  await fn!.configure({ ...rest, queues: 1 });
+  t.deepEqual(
+    fake.snapshot().attachments.find(([nsid]) => nsid === 2),
+    [2, [11]],
+  );
+});
+
+test('a function that does not close keeps neither the others nor the device open', async (t) => {
+  const { fake, controlling } = await prepared();
+  const functions = [
+    await provisionFunction(controlling, spec('vf')),
+    await provisionFunction(controlling, { kind: 'vf' }),
+  ];
+  const closed: string[] = [];
+  for (const fn of functions) {
+    fn.channel().close = async () => {
+      closed.push(fn.name);
+      throw new TowlineError('ERR_TOWLINE_DEVICE', `${fn.name} stays`);
+    };
+  }
+  await t.throwsAsync(controlling.close(), { message: `${functions[0]?.name} stays` });
+  t.deepEqual(
+    closed,
+    functions.map((f) => f.name),
+  );
+  t.is(fake.log.at(-1), 'close');
+});

@@ -32,14 +32,22 @@ export class EmbeddedControllingFunction extends NvmeControllingFunction {
    * Starts a subsystem. Missing namespace files are created, sparse.
    * @throws TowlineError `ERR_TOWLINE_INVALID_ARGUMENT` or `ERR_TOWLINE_CONFIG` names the option that can't work;
    * `ERR_TOWLINE_FILE` or `ERR_TOWLINE_SYSTEM` the file.
+   * @param onClosed - Called once it is closed, or could not be.
    */
-  static async start(options: EmbeddedOptions): Promise<EmbeddedControllingFunction> {
+  static async start(
+    options: EmbeddedOptions,
+    onClosed: () => void = () => undefined,
+  ): Promise<EmbeddedControllingFunction> {
     const config = await completeConfig(options);
     const subsystem = await native(() => binding().openSubsystem(JSON.stringify(config)));
     const limits = { vf: config.maxVfs, siov: config.maxSiov };
-    const backend = new EmbeddedBackend(`embedded:${options.name}`, subsystem, limits, () =>
-      native(() => subsystem.close()),
-    );
+    const backend = new EmbeddedBackend(`embedded:${options.name}`, subsystem, limits, async () => {
+      try {
+        await native(() => subsystem.close());
+      } finally {
+        onClosed();
+      }
+    });
     return new EmbeddedControllingFunction(backend, subsystem);
   }
 
@@ -108,7 +116,7 @@ export class EmbeddedDriver implements ControllingDriver {
     if (this.#open.has(address)) throw new TowlineError('ERR_TOWLINE_BUSY', `${address} is open already`);
     this.#open.add(address);
     try {
-      return await EmbeddedControllingFunction.start(subsystem);
+      return await EmbeddedControllingFunction.start(subsystem, () => this.#open.delete(address));
     } catch (error) {
       this.#open.delete(address);
       throw error;

@@ -65,11 +65,21 @@ export class NvmeControllingFunction implements ControllingFunction {
     return this.#exclusive(options, async () => {
       const secondaries = await this.#backend.admin.secondaries();
       const controllers = await this.#backend.controllers();
-      for (const s of secondaries) {
+      const found = secondaries.filter((s) => s.online && !this.#functions.has(s.cntlid));
+      // Asked only where something is found: it takes several commands.
+      const namespaces = found.length === 0 ? [] : await this.#backend.admin.namespaces();
+      for (const s of found) {
         const info = controllers.find((c) => c.cntlid === s.cntlid);
-        if (!s.online || info === undefined || this.#functions.has(s.cntlid)) continue;
+        if (info === undefined) continue;
         const uuid = await this.#derivedUuid(s.cntlid);
-        const spec: FunctionSpec = { kind: info.kind, migration: false, queues: s.vq - 1, vectors: s.vi };
+        const spec: FunctionSpec = {
+          kind: info.kind,
+          migration: false,
+          queues: s.vq - 1,
+          vectors: s.vi,
+          // Who changes one thing gives the rest of the spec along: without these, its disks would be detached.
+          namespaces: namespaces.filter((n) => n.attached.includes(s.cntlid)).map((n) => n.nsid),
+        };
         const fn = new NvmeFunction(this, this.#backend, s.cntlid, { uuid, name: `${info.kind}-${s.cntlid}` }, spec);
         fn.advance('provisioned');
         fn.advance('configured');
@@ -175,8 +185,16 @@ export class NvmeControllingFunction implements ControllingFunction {
     if (this.#closed) return;
     this.#closed = true;
     await this.#tail;
-    for (const fn of this.#functions.values()) await fn.close();
-    await this.#backend.close();
+    const failures: unknown[] = [];
+    // A function that does not close keeps neither the others nor the device open.
+    for (const end of [...this.#functions.values(), this.#backend]) {
+      try {
+        await end.close();
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    if (failures.length > 0) throw failures[0];
   }
 
   [Symbol.asyncDispose](): Promise<void> {
