@@ -89,7 +89,7 @@ async function commanded(who: 'migrate' | 'receive', last: string): Promise<Outc
     const migrator = commander(
       source.directory,
       'migrate',
-      { functions: [uuid], to, policy: {} },
+      { functions: [uuid], to, policy: { maxDowntimeMs: 60_000 } },
       who === 'migrate' ? last : 'none',
     );
     const migratorEnd = once(migrator, 'exit') as Promise<[number | null, NodeJS.Signals | null]>;

@@ -148,7 +148,8 @@ class Holder {
       to,
       memory,
       fence: journal,
-      policy: { maxDowntimeMs: 1000 },
+      // A machine under load is no reason to give up here.
+      policy: { maxDowntimeMs: 60_000 },
       pause: async () => {
         await this.#tenant?.pause();
         this.#tenantRuns = false;

@@ -253,3 +253,38 @@ test('logs are merged by time, and each keeps its order', (t) => {
   const logs = [1, 2].map((host) => world.records.filter((r) => r.host === host));
   t.deepEqual(mergeLogs(logs.toReversed()), world.records);
 });
+
+/** A tenant whose power fails with a write in flight to a unit that it wrote before; nothing says that it ended. */
+function cut(inFlight: (world: World) => void): Verdict {
+  const world = new World();
+  world.log({ kind: 'started' });
+  for (let unit = 0; unit < 8; unit++) world.write(unit);
+  inFlight(world);
+  return world.judge();
+}
+
+test('after a power failure, what was in flight may be on the disk or not', (t) => {
+  for (const there of [true, false]) {
+    const verdict = cut((world) => {
+      const before = world.disk.get(3);
+      world.submit(3);
+      if (!there) world.disk.set(3, before);
+    });
+    t.like(verdict, { drained: false, owners: 1, io: { completed: 8, lost: 0, duplicated: 0, corrupted: 0 } });
+  }
+});
+
+test('after a power failure, what was acknowledged is there', (t) => {
+  const verdict = cut((world) => world.disk.set(3, BLANK));
+  t.like(verdict, { drained: false, io: { completed: 8, lost: 1, duplicated: 0, corrupted: 0 } });
+});
+
+test('what never completed can not be older than what was acknowledged after it', (t) => {
+  const verdict = cut((world) => {
+    world.submit(6);
+    world.write(5);
+    // The command in flight was submitted before that write, so it never was for this unit.
+    world.disk.set(5, { seq: 9, epoch: 1 });
+  });
+  t.is(verdict.io.lost + verdict.io.duplicated + verdict.io.corrupted, 1);
+});
