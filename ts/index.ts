@@ -43,6 +43,7 @@ export type { EmbeddedController } from './native/binding.js';
 export { exposureFor, type Exposure, type ExposureOwnership } from './exposure/exposure.js';
 export * from './function/index.js';
 export { receive } from './migration/destination.js';
+export type { Doubt, Settled } from './migration/doubt.js';
 export type { FaultPoints } from './migration/faults.js';
 export type { Fence, FenceRecord, Role } from './migration/fence.js';
 export {

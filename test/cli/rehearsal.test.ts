@@ -16,7 +16,7 @@ async function rehearsal(socket: string): Promise<NonNullable<ControllingInfo['r
   return info;
 }
 
-test('a fault given to serve acts on the function that it names, once that exists', async (t) => {
+test.serial('a fault given to serve acts on the function that it names, once that exists', async (t) => {
   const path = await directory(t);
   const rule = 'function=controlling,opcode=track-send,nth=1,count=1,action=status:internal-error';
   const waits = 'function=v,opcode=write,action=delay:50ms';
@@ -42,7 +42,16 @@ test('a fault given to serve acts on the function that it names, once that exist
   ] as const) {
     const receiving = towline(b.socket, 'receive', 'v', '--from', `unix://${link}`, '--json');
     while (!existsSync(link)) await new Promise((resolve) => setTimeout(resolve, 20));
-    const moved = await towline(a.socket, 'migrate', 'v', '--to', `unix://${link}`, '--json');
+    const moved = await towline(
+      a.socket,
+      'migrate',
+      'v',
+      '--to',
+      `unix://${link}`,
+      '--max-downtime',
+      '60000',
+      '--json',
+    );
     t.is(moved.code, code, moved.out);
     if (code === 1) t.regex(moved.out, /"nvmeStatus":6\b|internal error/i);
     t.regex(moved.out, new RegExp(`"outcome":"${outcome}"`));
@@ -52,7 +61,7 @@ test('a fault given to serve acts on the function that it names, once that exist
   t.like(await rehearsal(a.socket), { faults: [{ hits: 1 }, { active: false }] });
 });
 
-test('at run time: set, counted, replaced, taken away', async (t) => {
+test.serial('at run time: set, counted, replaced, taken away', async (t) => {
   const path = await directory(t);
   const { socket } = await serve(t, path, 'a');
   t.deepEqual(await rehearsal(socket), { faults: [], rates: {} });
@@ -71,7 +80,7 @@ test('at run time: set, counted, replaced, taken away', async (t) => {
   t.deepEqual(await rehearsal(socket), { faults: [], rates: {} });
 });
 
-test('a command that hangs goes on once the rule is taken away', async (t) => {
+test.serial('a command that hangs goes on once the rule is taken away', async (t) => {
   const path = await directory(t);
   const { socket } = await serve(t, path, 'a', '--fault', 'opcode=virtualization-management,count=0,action=hang');
   const child = spawn(process.execPath, [main, 'provision', '--kind', 'vf', '--socket', socket], { stdio: 'ignore' });
@@ -89,7 +98,7 @@ test('a command that hangs goes on once the rule is taken away', async (t) => {
   t.deepEqual((await ended)[0], 0);
 });
 
-test('what is wrong is named, and nothing changes', async (t) => {
+test.serial('what is wrong is named, and nothing changes', async (t) => {
   const path = await directory(t);
   const started = await towline('', 'serve', '--json', '--journal', join(path, 'j'), '--fault', 'nth=0,action=hang');
   t.is(started.code, 2);

@@ -10,12 +10,12 @@ interface Flags extends ClientFlags {
   readonly reason?: string | undefined;
 }
 
-/** `towline recover`. JSON: one Recovered a line. Exit code 4 where a session stays in doubt. */
+/** `towline recover`. JSON: one Recovered a line. Exit code 4 where a session stays in doubt, 1 where a function could not be resumed or released. */
 export const recover = buildCommand({
   docs: {
     brief: 'Settle what a crash or a broken link left open',
     fullDescription:
-      'Reads the journal and, where a session is in doubt, asks the destination (--peer) who owns the functions; any towline receive over there answers. --declare-destination-dead frees the source of one session without an answer, and is logged: it is right only where the destination never runs again.',
+      'Reads the journal and, where a session is in doubt, asks the destination (--peer) who owns the functions; any towline receive over there answers. Functions that were stopped in doubt then run here again, or are released. --declare-destination-dead frees the source of one session without an answer, and is logged: it is right only where the destination never runs again.',
   },
   parameters: {
     flags: {
@@ -45,9 +45,13 @@ export const recover = buildCommand({
       for (const one of recovered) {
         out.value(one);
         out.line(`session ${one.session} (${one.role}): ${one.verdict}: ${one.advice}`);
+        for (const { function: fn, action, why } of one.settled) {
+          out.line(`  ${fn}: ${action}${why === undefined ? '' : `: ${why}`}`);
+        }
       }
       if (recovered.length === 0) out.line('nothing to settle');
-      return recovered.some((r) => r.verdict === 'in-doubt') ? EXIT.inDoubt : EXIT.done;
+      if (recovered.some((r) => r.verdict === 'in-doubt')) return EXIT.inDoubt;
+      return recovered.some((r) => r.settled.some((s) => s.action === 'failed')) ? EXIT.failed : EXIT.done;
     });
   },
 });

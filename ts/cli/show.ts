@@ -18,7 +18,7 @@ export function showFunctions(out: Output, functions: readonly FunctionInfo[]): 
     functions.map((f) => [
       f.name,
       f.kind,
-      f.state,
+      f.inDoubt === null ? f.state : 'in doubt',
       f.exposure,
       String(f.queues ?? '-'),
       String(f.vectors ?? '-'),

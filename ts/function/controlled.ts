@@ -4,6 +4,7 @@
 import type { WaitOptions } from '../abort.js';
 import type { ControllingFunction } from '../drivers/driver.js';
 import { TowlineError } from '../errors.js';
+import { inDoubtReason, type Doubt } from '../migration/doubt.js';
 import type { Migration } from '../migration/migration.js';
 import type { MigrateOptions } from '../migration/options.js';
 import { migrate } from '../migration/source.js';
@@ -33,6 +34,7 @@ export abstract class BaseFunction implements ControlledFunction {
   #exposure: ExposureName = 'none';
   #channel: StateChannel | undefined;
   #sources: readonly DirtySource[] | undefined;
+  #doubt: Doubt | undefined;
   #closed = false;
 
   constructor(controlling: ControllingFunction, identity: FunctionIdentity, spec: FunctionSpec) {
@@ -69,6 +71,14 @@ export abstract class BaseFunction implements ControlledFunction {
 
   get spec(): Readonly<FunctionSpec> {
     return this.#spec;
+  }
+
+  get doubt(): Doubt | undefined {
+    return this.#doubt;
+  }
+
+  setDoubt(doubt: Doubt | undefined): void {
+    this.#doubt = doubt;
   }
 
   /** For the driver: checks that `to` can follow. */
@@ -110,7 +120,9 @@ export abstract class BaseFunction implements ControlledFunction {
         },
       ];
     }
-    const reasons = [...(await this.explainDevice(options))];
+    const doubt = this.#doubt;
+    const inDoubt = doubt !== undefined && !(await doubt.settled()) ? [inDoubtReason(this.name, doubt.session)] : [];
+    const reasons = [...inDoubt, ...(await this.explainDevice(options))];
     if (this.spec.migration === false || this.#state === 'provisioned' || this.#state === 'configured') {
       reasons.push({
         code: 'migration-not-enabled',

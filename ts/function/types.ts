@@ -2,6 +2,7 @@
  * Controlled functions: what is provisioned, exposed and migrated. The calls are the same for every kind.
  */
 import type { WaitOptions } from '../abort.js';
+import type { Doubt } from '../migration/doubt.js';
 import type { Migration } from '../migration/migration.js';
 import type { MigrateOptions } from '../migration/options.js';
 import type { DirtySource, StateChannel } from './channel.js';
@@ -72,6 +73,7 @@ export type ReasonCode =
   | 'exposure-not-transferable'
   | 'function-released'
   | 'function-lost'
+  | 'in-doubt'
   | 'other';
 
 /** One reason, and what would mend it. */
@@ -129,6 +131,10 @@ export interface MigratableFunction {
   explain(options?: WaitOptions): Promise<readonly Reason[]>;
   /** Whether somebody drives it now, as far as that can be told. */
   inUse?(): Promise<boolean>;
+  /** Set while nobody knows whether it belongs here: it is stopped, and stays so until `recover` knows. */
+  readonly doubt?: Doubt | undefined;
+  /** Told by `migrate` where it ends in doubt, and by `recover`, with `undefined`, where that is settled. */
+  setDoubt?(doubt: Doubt | undefined): void;
   /** Gives it back after it was migrated away. Idempotent. */
   release?(options?: WaitOptions): Promise<void>;
 }

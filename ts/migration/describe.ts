@@ -8,7 +8,8 @@ export async function refuseUnmigratable(functions: readonly MigratableFunction[
   for (const fn of functions) {
     const [first, ...more] = await fn.explain();
     if (first === undefined) continue;
-    throw new TowlineError('ERR_TOWLINE_STATE', `${fn.name} can't be migrated: ${first.message}`, {
+    const code = first.code === 'in-doubt' ? 'ERR_TOWLINE_IN_DOUBT' : 'ERR_TOWLINE_STATE';
+    throw new TowlineError(code, `${fn.name} can't be migrated: ${first.message}`, {
       function: fn.uuid,
       details: { reasons: [first, ...more] },
     });

@@ -1,5 +1,7 @@
 import { withSignal, type WaitOptions } from '../abort.js';
 import { native, TowlineError } from '../errors.js';
+import type { MigratableFunction } from '../function/types.js';
+import { settle, type Settled } from './doubt.js';
 import { openLink } from './link.js';
 import type { Link } from './link.js';
 import type { Journal, JournalSession, Verdict } from './journal.js';
@@ -13,6 +15,11 @@ export interface RecoverOptions extends WaitOptions {
   session?: string;
   /** Where the destination answers; needed for sessions in doubt. */
   peer?: string | Link;
+  /**
+   * The functions that this process holds. Those that a session left in doubt are resumed here where that is the verdict, or released.
+   * The guest is not: its CPUs are the caller's.
+   */
+  functions?: readonly MigratableFunction[];
   /** How long to try to reach the peer, in milliseconds. Default 10000. */
   timeoutMs?: number;
 }
@@ -27,6 +34,8 @@ export interface Recovered {
   answer: 'committed' | 'refused' | 'unknown' | null;
   /** What to do now, in a sentence. */
   advice: string;
+  /** What was done with those of its functions that were held in doubt. */
+  settled: Settled[];
 }
 
 const ADVICE: Readonly<Record<Verdict, string>> = {
@@ -42,7 +51,7 @@ const SETTLED: ReadonlySet<string> = new Set(['released', 'aborted', 'refused', 
 
 /**
  * Settles what a crash or a broken link left open: reads the journal, asks the destination where a session is in doubt, and makes
- * the outcome durable. Runs nothing and stops nothing itself.
+ * the outcome durable. Of functions it runs or releases only those that it is given.
  *
  * @throws TowlineError `ERR_TOWLINE_NOT_FOUND` for a session that is not on record. A peer that can't be reached is no error: the
  * session stays in doubt and says so.
@@ -60,6 +69,9 @@ export async function recover(options: RecoverOptions): Promise<Recovered[]> {
     const link = s.verdict === 'in-doubt' && peer !== undefined ? await reach(peer, options.timeoutMs ?? 10_000) : null;
     const settled = native(() => journal.native().recover(s.session, s.role, link));
     const result = JSON.parse(await withSignal(settled, signal)) as Pick<Recovered, 'verdict' | 'answer'>;
+    const held = s.role === 'source' ? (options.functions ?? []).filter((fn) => fn.doubt?.session === s.session) : [];
+    const done: Settled[] = [];
+    for (const fn of held) done.push(await settle(fn, result.verdict));
     recovered.push({
       session: s.session,
       role: s.role,
@@ -67,6 +79,7 @@ export async function recover(options: RecoverOptions): Promise<Recovered[]> {
       verdict: result.verdict,
       answer: result.answer,
       advice: ADVICE[result.verdict],
+      settled: done,
     });
   }
   return recovered;

@@ -4,6 +4,7 @@ import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import type { NativeSourceSession } from '../native/binding.js';
 import { describeAll, refuseUnmigratable } from './describe.js';
+import { doubtOf } from './doubt.js';
 import { faultsJson } from './faults.js';
 import { Forecaster } from './forecast.js';
 import { openLink } from './link.js';
@@ -305,6 +306,7 @@ class SourceMigration {
   }
 
   #doubt(cause: TowlineError): MigrationReport {
+    for (const fn of this.functions) fn.setDoubt?.(doubtOf(this.id, this.options.fence));
     this.events.push({ type: 'in-doubt', session: this.id, why: cause.message });
     const report = this.#finish('in-doubt', cause.message);
     throw new TowlineError(

@@ -5,8 +5,9 @@ import { EmbeddedControllingFunction, EmbeddedDriver, type EmbeddedOptions } fro
 import type { ControllingFunction } from '../drivers/driver.js';
 import { TowlineError } from '../errors.js';
 import { provisionFunction } from '../function/lifecycle.js';
-import type { ControlledFunction, FunctionSpec } from '../function/types.js';
+import type { ControlledFunction, FunctionSpec, Reason } from '../function/types.js';
 import type { WaitOptions } from '../abort.js';
+import { inDoubtReason } from '../migration/doubt.js';
 import { Journal } from '../migration/journal.js';
 import { GuestMemory } from '../migration/memory.js';
 import { parseRates } from '../rehearsal/rule.js';
@@ -173,11 +174,43 @@ export class Host {
     };
   }
 
-  /** Runs `work` while nobody else changes, migrates or checks these functions. */
-  async exclusively<T>(functions: readonly HeldFunction[], work: () => Promise<T>): Promise<T> {
+  /**
+   * The session by which a function is in doubt. The journal knows it after a restart, too, where a function that was provisioned again
+   * has the UUID of one that may live elsewhere. While somebody works on the function, its session is no doubt yet.
+   */
+  doubtOf(fn: ControlledFunction): string | undefined {
+    if (this.#busy.has(fn)) return undefined;
+    return this.journal
+      .sessions()
+      .find((s) => s.role === 'source' && s.verdict === 'in-doubt' && s.functions.includes(fn.uuid))?.session;
+  }
+
+  /** Every reason why a function can't be migrated; the journal's as well. */
+  async explain({ fn }: HeldFunction, options: WaitOptions): Promise<readonly Reason[]> {
+    const reasons = await fn.explain(options);
+    const session = this.doubtOf(fn);
+    if (session === undefined || reasons.some((r) => r.code === 'in-doubt')) return reasons;
+    return [inDoubtReason(fn.name, session), ...reasons];
+  }
+
+  /**
+   * Runs `work` while nobody else changes, migrates or checks these functions.
+   * @throws TowlineError `ERR_TOWLINE_BUSY`; `ERR_TOWLINE_IN_DOUBT` where one is in doubt and that is not allowed.
+   */
+  async exclusively<T>(
+    functions: readonly HeldFunction[],
+    options: { inDoubt: 'allowed' | 'refused' },
+    work: () => Promise<T>,
+  ): Promise<T> {
     for (const { fn } of functions) {
       if (this.#busy.has(fn))
         throw new TowlineError('ERR_TOWLINE_BUSY', `${fn.name} is being worked on already`, { function: fn.uuid });
+    }
+    for (const { fn } of options.inDoubt === 'refused' ? functions : []) {
+      const session = this.doubtOf(fn);
+      if (session === undefined) continue;
+      const { message } = inDoubtReason(fn.name, session);
+      throw new TowlineError('ERR_TOWLINE_IN_DOUBT', message, { function: fn.uuid, details: { session } });
     }
     for (const { fn } of functions) this.#busy.add(fn);
     try {
@@ -202,6 +235,7 @@ export class Host {
       namespaces: [...(fn.spec.namespaces ?? [])],
       migration: fn.spec.migration ?? false,
       memoryBytes: bytes.toString(),
+      inDoubt: this.doubtOf(fn) ?? null,
     };
   }
 

@@ -30,6 +30,9 @@ type Method<M extends MethodName> = (
 
 const DAY_MS = 86_400_000;
 
+/** What is in doubt is left alone by all but `recover`. */
+const REFUSED = { inDoubt: 'refused' } as const;
+
 function readConfig(params: Params): FunctionConfig {
   return {
     queues: params.optionalCount('queues', 1, 65_535),
@@ -112,7 +115,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
     const held = await host.find(params.text('function', 256));
     const config = readConfig(params.nested('config'));
     const migration = params.optionalFlag('migration');
-    return host.exclusively([held], async () => {
+    return host.exclusively([held], REFUSED, async () => {
       if (Object.values(config).some((v) => v !== undefined)) {
         // What is not named stays as it is.
         const { queues, vectors, namespaces } = held.fn.spec;
@@ -142,7 +145,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
   expose: async (host, params, { signal }) => {
     const held = await host.find(params.text('function', 256));
     const exposure = params.choice('exposure', exposureNames);
-    return host.exclusively([held], async () => {
+    return host.exclusively([held], REFUSED, async () => {
       await held.controlling.expose(held.fn, exposure, { signal });
       return host.info(held);
     });
@@ -150,7 +153,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
 
   release: async (host, params) => {
     const held = await host.find(params.text('function', 256));
-    return host.exclusively([held], async () => {
+    return host.exclusively([held], REFUSED, async () => {
       const info = host.info(held);
       await host.release(held);
       return { ...info, state: held.fn.state, exposure: held.fn.exposure };
@@ -159,7 +162,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
 
   explain: async (host, params, { signal }) => {
     const held = await host.find(params.text('function', 256));
-    return { function: host.info(held), reasons: await held.fn.explain({ signal }) };
+    return { function: host.info(held), reasons: await host.explain(held, { signal }) };
   },
 
   migrate: async (host, params, context) => {
@@ -176,7 +179,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
         linkTimeoutMs: params.optionalCount('linkTimeoutMs', 1, DAY_MS),
       }),
     };
-    return host.exclusively(found, async () => {
+    return host.exclusively(found, REFUSED, async () => {
       const report = await follow(
         migrate(
           found.map(({ fn }) => fn),
@@ -204,7 +207,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
         linkTimeoutMs: params.optionalCount('linkTimeoutMs', 1, DAY_MS),
       }),
     };
-    return host.exclusively(found, () =>
+    return host.exclusively(found, REFUSED, () =>
       follow(
         receive(
           found.map(({ fn }) => fn),
@@ -222,7 +225,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
   conformance: async (host, params, { emit }) => {
     const held = await host.find(params.text('function', 256));
     const destructive = params.optionalFlag('destructive') ?? false;
-    return host.exclusively([held], async () => {
+    return host.exclusively([held], REFUSED, async () => {
       let checks = 0;
       let failed = 0;
       for await (const result of conformFunction(held.controlling, held.fn, { destructive })) {

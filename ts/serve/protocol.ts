@@ -42,6 +42,8 @@ export interface FunctionInfo {
   migration: boolean;
   /** Bytes of guest memory that this process gave it; decimal. `0`: none. */
   memoryBytes: string;
+  /** The session that left it stopped and in doubt; `null`: none. */
+  inDoubt: string | null;
 }
 
 /** A controlling function as `list` shows it. */

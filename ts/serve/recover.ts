@@ -7,7 +7,7 @@ import type { Host } from './host.js';
 import type { MethodContext } from './methods.js';
 import type { Params } from './params.js';
 
-/** The method `recover`. */
+/** The method `recover`. Functions that this process holds in doubt are resumed or released, as the verdict says. */
 export async function recoverSessions(host: Host, params: Params, context: MethodContext): Promise<Recovered[]> {
   const session = params.optionalText('session', 36);
   const peer = params.optionalText('peer');
@@ -21,10 +21,20 @@ export async function recoverSessions(host: Host, params: Params, context: Metho
     }
     host.journal.declareDestinationDead(session, reason);
   }
-  return recover({
-    journal: host.journal,
-    signal: context.signal,
-    ...(session === undefined ? {} : { session }),
-    ...(peer === undefined ? {} : { peer }),
+  const held = (await host.functions()).filter(({ fn }) => fn.doubt !== undefined);
+  return host.exclusively(held, { inDoubt: 'allowed' }, async () => {
+    const recovered = await recover({
+      journal: host.journal,
+      signal: context.signal,
+      functions: held.map(({ fn }) => fn),
+      ...(session === undefined ? {} : { session }),
+      ...(peer === undefined ? {} : { peer }),
+    });
+    const released = new Set(
+      recovered.flatMap((r) => r.settled.filter((s) => s.action === 'released').map((s) => s.function)),
+    );
+    // What is left of them here, their memory, goes as well.
+    for (const one of held) if (released.has(one.fn.uuid)) await host.release(one);
+    return recovered;
   });
 }
