@@ -1,10 +1,16 @@
 import { randomBytes } from 'node:crypto';
+import { connect } from 'node:net';
+import { join } from 'node:path';
+import { PassThrough } from 'node:stream';
 import test from 'ava';
 import { isTowlineError, type TowlineError } from '#towline/errors.js';
 import type { MigrationReport } from '#towline/migration/report.js';
 import { PHASES, type Phase } from '#towline/migration/phases.js';
 import { DIAGNOSTICS_CHANNEL, type MigrationEvent } from '#towline/migration/progress.js';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
+import { receive } from '#towline/migration/destination.js';
+import type { Link } from '#towline/migration/link.js';
+import { migrate } from '#towline/migration/source.js';
 import { Pair } from '../support/pair.js';
 import { TsDevice } from '../support/ts-function.js';
 
@@ -257,3 +263,75 @@ test('memory that is written faster than it can be sent gives up with the reason
   t.regex(error.message, /limit is 1 ms/);
   t.is(source.device.now, 'running');
 });
+
+test('who connects without an offer does not end the waiting', async (t) => {
+  const pair = new Pair(t);
+  const [source, destination] = twins('ts');
+  const path = join(pair.directory, 'strangers');
+  const receiving = receive(destination, {
+    from: `unix://${path}`,
+    memory: pair.memory.destination,
+    fence: pair.journals.destination,
+  });
+  for (const words of ['', 'GET / HTTP/1.1\r\n\r\n', '\0'.repeat(1000)]) {
+    await new Promise<void>((resolve) => {
+      const stranger = connect(path, () => stranger.end(words));
+      stranger.on('close', () => resolve());
+      stranger.on('error', () => resolve());
+      stranger.resume();
+    });
+  }
+  const report = await migrate(source, {
+    to: `unix://${path}`,
+    memory: pair.memory.source,
+    fence: pair.journals.source,
+  }).result;
+  t.is(report.outcome, 'committed');
+  t.is((await receiving.result).outcome, 'committed');
+});
+
+test("a migration over the caller's own stream, and a cancel while that stream is stuck", async (t) => {
+  const pair = new Pair(t);
+  const [source, destination] = twins('ts');
+  const [a, b] = streams();
+  const moving = await pair.move(source, destination, { source: { to: a }, destination: { from: b } });
+  t.is(moving.source.status, 'fulfilled', JSON.stringify(moving.source));
+  t.true(pair.equalMemory());
+
+  const [again] = twins('again');
+  const controller = new AbortController();
+  const stuck: Link = { send: () => new Promise(() => {}), receive: () => new Promise(() => {}), close: () => {} };
+  const migration = migrate(again, { to: stuck, fence: pair.journals.source, signal: controller.signal });
+  setTimeout(() => controller.abort(), 100);
+  await t.throwsAsync(migration.result, { code: 'ERR_TOWLINE_ABORTED' });
+  t.is(again.device.now, 'running');
+});
+
+/** Two ends of a duplex stream in memory. */
+function streams(): [Link, Link] {
+  const end = (mine: PassThrough, other: PassThrough): Link => ({
+    send: (data) =>
+      new Promise((resolve, reject) => {
+        other.write(Buffer.from(data), (error) => (error ? reject(error) : resolve()));
+      }),
+    receive: async (maxBytes) => {
+      for (;;) {
+        const chunk = mine.read(Math.min(maxBytes, mine.readableLength || maxBytes)) as Buffer | null;
+        if (chunk) return chunk;
+        if (mine.readableEnded || mine.destroyed) return new Uint8Array();
+        await new Promise<void>((resolve) => {
+          const done = () => {
+            mine.off('readable', done);
+            mine.off('end', done);
+            resolve();
+          };
+          mine.on('readable', done);
+          mine.on('end', done);
+        });
+      }
+    },
+    close: () => void other.end(),
+  });
+  const [x, y] = [new PassThrough(), new PassThrough()];
+  return [end(x, y), end(y, x)];
+}

@@ -1,5 +1,10 @@
 import test from 'ava';
-import { compareDescriptors, compareFunctions, compareMemory } from '#towline/migration/offer.js';
+import {
+  compareDescriptors,
+  compareFunctions,
+  compareMemory,
+  parseOfferedFunctions,
+} from '#towline/migration/offer.js';
 import type { Fact } from '#towline/function/types.js';
 
 const fact = (value: Fact['value'], rule: Fact['rule']): Fact => ({ value, rule, why: 'because' });
@@ -46,4 +51,37 @@ test('memory has to have the same ranges', (t) => {
   t.deepEqual(compareMemory([{ gpa: '0', len: '4096' }], local), []);
   t.is(compareMemory([{ gpa: '0', len: '8192' }], local).length, 1);
   t.is(compareMemory([], local).length, 1);
+});
+
+test("a peer's offer is checked before anything is made of it", (t) => {
+  const good = { functions: [{ uuid: 'u', name: 'n', descriptor: { x: fact([1, 'a'], 'superset') } }] };
+  t.deepEqual(parseOfferedFunctions(good), good.functions);
+  const f = good.functions[0];
+  const bad: unknown[] = [
+    null,
+    {},
+    { functions: {} },
+    { functions: [] },
+    { functions: [null] },
+    { functions: Array.from({ length: 257 }, () => f) },
+    { functions: [{ ...f, name: 'a\u001b[2J' }] },
+    { functions: [{ ...f, name: 'a'.repeat(256) }] },
+    { functions: [{ ...f, uuid: 7 }] },
+    { functions: [{ ...f, descriptor: [] }] },
+    { functions: [{ ...f, descriptor: { x: null } }] },
+    { functions: [{ ...f, descriptor: { x: { value: { deep: 1 }, rule: 'equal', why: '' } } }] },
+    { functions: [{ ...f, descriptor: { x: { value: [[1]], rule: 'equal', why: '' } } }] },
+    {
+      functions: [
+        { ...f, descriptor: Object.fromEntries(Array.from({ length: 65 }, (_, i) => [`x${i}`, fact(1, 'equal')])) },
+      ],
+    },
+  ];
+  for (const offer of bad) {
+    t.throws(
+      () => parseOfferedFunctions(offer),
+      { code: 'ERR_TOWLINE_PROTOCOL' },
+      JSON.stringify(offer)?.slice(0, 100),
+    );
+  }
 });

@@ -12,7 +12,7 @@ const forecast: Forecast = {
   needs: null,
   why: 'the guest writes too fast',
 };
-const now = { rounds: 1, elapsedMs: 100, downtimeMs: 50 };
+const now = { rounds: 1, elapsedMs: 100, downtimeMs: 50, initialBytesLeft: 0 };
 
 test('stops as soon as a stop fits the limit', (t) => {
   t.is(decide(completePolicy({ maxDowntimeMs: 60 }), now, forecast).action, 'stop');
@@ -20,6 +20,24 @@ test('stops as soon as a stop fits the limit', (t) => {
 
 test('goes on while a stop would be too long', (t) => {
   t.is(decide(completePolicy({ maxDowntimeMs: 10 }), now, forecast).action, 'continue');
+});
+
+test('goes on while a function has initial state to move', (t) => {
+  const policy = completePolicy({ maxDowntimeMs: 60 });
+  const decision = decide(policy, { ...now, initialBytesLeft: 7 }, forecast);
+  t.is(decision.action, 'continue');
+  t.regex(decision.why, /7 bytes of initial/);
+});
+
+test('limits that mean nothing are refused', (t) => {
+  for (const policy of [
+    { maxDowntimeMs: -1 },
+    { maxRounds: 0 },
+    { maxTotalMs: Number.NaN },
+    { bandwidthBytesPerSecond: 0 },
+  ]) {
+    t.throws(() => completePolicy(policy), { code: 'ERR_TOWLINE_INVALID_ARGUMENT' });
+  }
 });
 
 test('does not go on where only the cost of the stop is left', (t) => {

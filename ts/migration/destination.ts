@@ -1,26 +1,44 @@
 import { abortError, throwIfAborted, withSignal } from '../abort.js';
 import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
-import type { NativeDestinationSession, NativeLink } from '../native/binding.js';
+import type { NativeDestinationSession } from '../native/binding.js';
 import { describeAll } from './describe.js';
 import { faultsJson } from './faults.js';
-import { wrapLink } from './link.js';
+import { socketLink, type OpenLink } from './link.js';
 import { Migration } from './migration.js';
-import { compareFunctions, compareMemory, type Mismatch, type OfferedFunction } from './offer.js';
-import { functionList, type Functions, type ReceiveOptions, type Sections } from './options.js';
+import { compareFunctions, compareMemory, parseOfferedFunctions, type Mismatch } from './offer.js';
+import {
+  DEFAULT_LINK_TIMEOUT_MS,
+  functionList,
+  type Functions,
+  type ReceiveOptions,
+  type Sections,
+} from './options.js';
 import { engine, SessionParts } from './parts.js';
 import { PhaseClock } from './phases.js';
 import { EventQueue } from './progress.js';
 import type { MigrationReport, Outcome } from './report.js';
+import { CallerStream } from './session-stream.js';
+import { UNTOLD } from './fence.js';
 import { hook, withReport } from './source.js';
 
 interface ReadOffer {
   type: 'offer';
   session: string;
   epoch: string;
-  descriptor: { functions?: OfferedFunction[] } | null;
+  descriptor: unknown;
   memory: { gpa: string; len: string }[];
 }
+
+/** How a link ends over which no offer comes: bytes that mean nothing, silence, or nobody there any more. */
+const NO_OFFER: ReadonlySet<string> = new Set([
+  'ERR_TOWLINE_STREAM',
+  'ERR_TOWLINE_PROTOCOL',
+  'ERR_TOWLINE_LIMIT',
+  'ERR_TOWLINE_LINK',
+  'ERR_TOWLINE_LINK_CLOSED',
+  'ERR_TOWLINE_LINK_IDLE',
+]);
 
 /** Somebody asked what became of an earlier session, and was answered. */
 interface Asked {
@@ -58,6 +76,7 @@ class DestinationMigration {
   #started = performance.now();
   readonly #report: MigrationReport;
   #session: NativeDestinationSession | undefined;
+  #prepared = false;
   #committed = false;
 
   constructor(
@@ -92,10 +111,10 @@ class DestinationMigration {
           memory: this.options.memory,
           extraDirty: [],
           fence: this.options.fence,
-          link,
+          link: link.native,
           onProgress: (json) => this.#onProgress(json),
         });
-        const report = await this.#converse(parts);
+        const report = await this.#converse(parts, link);
         if (report !== undefined) return report;
         parts.close();
       }
@@ -109,38 +128,58 @@ class DestinationMigration {
   }
 
   /** One session over one link; nothing where the peer only asked about an earlier one. */
-  async #converse({ parts }: SessionParts): Promise<MigrationReport | undefined> {
+  async #converse({ parts }: SessionParts, link: OpenLink): Promise<MigrationReport | undefined> {
     const session = nativeSync(() => engine().destinationSession(this.#config(), parts));
     this.#session = session;
     const onAbort = () => {
-      if (!this.#committed) session.cancel();
+      if (this.#committed) return;
+      session.cancel();
+      link.cancel();
     };
     this.options.signal?.addEventListener('abort', onAbort, { once: true });
     if (this.options.signal?.aborted) onAbort();
     try {
-      const offer = JSON.parse(await native(() => session.readOffer())) as ReadOffer | Asked;
-      if (offer.type === 'offer') return await this.#drive(session, offer);
+      const offer = await this.#readOffer(session);
+      if (offer?.type === 'offer') return await this.#drive(session, offer);
       session.close();
+      link.end();
       return undefined;
     } finally {
       this.options.signal?.removeEventListener('abort', onAbort);
     }
   }
 
+  /** What came over the link; nothing where somebody connected who has no offer to make, which is no reason to stop waiting. */
+  async #readOffer(session: NativeDestinationSession): Promise<ReadOffer | Asked | undefined> {
+    try {
+      return JSON.parse(await native(() => session.readOffer())) as ReadOffer | Asked;
+    } catch (error) {
+      const { code } = unwrapFault(error);
+      if (typeof this.options.from === 'string' && !this.options.signal?.aborted && NO_OFFER.has(code))
+        return undefined;
+      throw error;
+    }
+  }
+
   /** The caller's own stream, once; or what connects, one after the other. */
-  async *#links(): AsyncGenerator<NativeLink> {
+  async *#links(): AsyncGenerator<OpenLink> {
     const { from, signal } = this.options;
     if (typeof from !== 'string') {
-      yield wrapLink(from);
+      const stream = new CallerStream(from);
+      try {
+        yield stream;
+      } finally {
+        stream.end();
+      }
       return;
     }
-    const idleMs = this.options.linkTimeoutMs ?? 30_000;
+    const idleMs = this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS;
     const listener = nativeSync(() => engine().listen(from, this.options.allowRemotePlaintext ?? false, idleMs));
     try {
       this.options.onListening?.(listener.address());
       for (;;) {
         const accepted = native(() => listener.accept(this.options.acceptTimeoutMs ?? 0));
-        yield await withSignal(accepted, signal, () => listener.close());
+        yield socketLink(await withSignal(accepted, signal, () => listener.close()));
       }
     } finally {
       listener.close();
@@ -149,7 +188,7 @@ class DestinationMigration {
 
   #config(): string {
     return JSON.stringify({
-      linkTimeoutMs: this.options.linkTimeoutMs ?? 30_000,
+      idleTimeoutMs: this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS,
       faults: faultsJson(this.options.faults),
     });
   }
@@ -174,11 +213,12 @@ class DestinationMigration {
     this.#report.pages = { sent: received.pages, zero: received.zeroPages, hole: 0 };
     this.#report.rounds = received.rounds;
     await this.#clock.during('prepare', async () => {
-      const sections: Record<string, Uint8Array> = {};
-      for (const name of received.sections) sections[name] = session.section(name) ?? new Uint8Array();
+      const taken = received.sections.map((name) => [name, session.section(name) ?? new Uint8Array()] as const);
+      const sections: Sections = Object.fromEntries(taken);
       const { restoreSections } = this.options;
-      if (restoreSections) await hook('restoreSections', () => restoreSections(sections as Sections));
+      if (restoreSections) await hook('restoreSections', () => restoreSections(sections));
       await native(() => session.prepared());
+      this.#prepared = true;
     });
     const commit = JSON.parse(await this.#clock.during('commit', () => native(() => session.waitCommit()))) as {
       journalMs: number;
@@ -187,8 +227,12 @@ class DestinationMigration {
     this.#clock.add('journal', commit.journalMs);
     this.#clock.add('commit', -commit.journalMs);
     await this.#clock.during('resume', async () => {
-      await native(() => session.resume());
-      await native(() => session.running());
+      try {
+        await native(() => session.resume());
+      } finally {
+        // A function that does not start is told to the source as well: it is ours all the same.
+        await native(() => session.running());
+      }
     });
     const { resume } = this.options;
     if (resume) await hook('resume', resume);
@@ -197,7 +241,7 @@ class DestinationMigration {
 
   async #compare(offer: ReadOffer): Promise<Mismatch[]> {
     return [
-      ...compareFunctions(offer.descriptor?.functions ?? [], await describeAll(this.functions)),
+      ...compareFunctions(parseOfferedFunctions(offer.descriptor), await describeAll(this.functions)),
       ...compareMemory(offer.memory, this.options.memory?.ranges() ?? []),
     ];
   }
@@ -210,10 +254,21 @@ class DestinationMigration {
       const report = this.#finish('committed', cause.message);
       throw withReport(cause, report);
     }
+    // With an error of the fence it can't be told whether the commit is durable: the journal tells when it is opened again.
+    let doubt = UNTOLD.has(cause.code);
     try {
       await this.#session?.abort(cause.message);
-    } catch {
-      // What could not be reset is told by explain(); the first cause is the one that matters here.
+    } catch (error) {
+      // The engine gives up nothing that it may have committed. What could not be reset is told by explain().
+      doubt ||= this.#prepared && unwrapFault(error).code === 'ERR_TOWLINE_MISUSE';
+    }
+    if (doubt && this.#prepared) {
+      const report = this.#finish('in-doubt', cause.message);
+      this.events.push({ type: 'in-doubt', session: report.session, why: cause.message });
+      throw new TowlineError('ERR_TOWLINE_IN_DOUBT', `whether the commit is durable can't be told: ${cause.message}`, {
+        cause,
+        details: { report },
+      });
     }
     const report = this.#finish('rolled-back', cause.message);
     if (cause.code === 'ERR_TOWLINE_ABORTED') throw withReport(cause, report);

@@ -63,3 +63,10 @@ export function bridgeFence(fence: Fence): { native: NativeFence; close(): void 
   });
   return { native: bridge.native.fence(), close: () => bridge.close() };
 }
+
+/** Errors after which it can't be told whether the commit is durable. */
+export const UNTOLD: ReadonlySet<string> = new Set([
+  'ERR_TOWLINE_JOURNAL',
+  'ERR_TOWLINE_JOURNAL_DAMAGED',
+  'ERR_TOWLINE_FENCE',
+]);

@@ -37,7 +37,7 @@ export class Journal {
   /**
    * Opens or makes `directory` (mode 0700).
    *
-   * @throws TowlineError `ERR_TOWLINE_JOURNAL` where it is not writable, `ERR_TOWLINE_BUSY` where another process owns it.
+   * @throws TowlineError `ERR_TOWLINE_JOURNAL` where it is not writable, `ERR_TOWLINE_JOURNAL_OWNED` where another process owns it.
    */
   constructor(directory: string) {
     this.directory = directory;

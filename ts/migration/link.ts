@@ -16,10 +16,23 @@ export interface Link {
   close(): void | Promise<void>;
 }
 
-/** Connects to `tcp://host:port` or `unix:///path`, or wraps the caller's stream. */
-export async function openLink(to: string | Link, timeoutMs: number): Promise<NativeLink> {
-  if (typeof to === 'string') return native(() => binding().connect(to, timeoutMs));
-  return wrapLink(to);
+/** A link of a session, and how to give up what waits on it in JavaScript. */
+export interface OpenLink {
+  readonly native: NativeLink;
+  /** What is under way is given up; what is sent from here on is a farewell. */
+  cancel(): void;
+  /** Nothing is sent or received any more. Idempotent. */
+  end(): void;
+}
+
+/** A socket of the engine's own, which gives up by itself. */
+export function socketLink(native: NativeLink): OpenLink {
+  return { native, cancel: () => undefined, end: () => undefined };
+}
+
+/** Connects to `tcp://host:port` or `unix:///path`. */
+export async function connectLink(to: string, timeoutMs: number): Promise<OpenLink> {
+  return socketLink(await native(() => binding().connect(to, timeoutMs)));
 }
 
 /** The caller's stream for native sessions. */

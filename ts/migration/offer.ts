@@ -1,3 +1,4 @@
+import { TowlineError } from '../errors.js';
 import type { MemoryRange } from '../function/channel.js';
 import type { Fact, FunctionDescriptor } from '../function/types.js';
 
@@ -90,4 +91,56 @@ export function compareMemory(
       mend: 'register the same guest-physical ranges at the destination',
     },
   ];
+}
+
+/** The most functions in one offer, and facts of one function; longer is a mistake or an attack. */
+const MOST_FUNCTIONS = 256;
+const MOST_FACTS = 64;
+const MOST_CHARS = 255;
+
+const isRecord = (value: unknown): value is Record<string, unknown> =>
+  typeof value === 'object' && value !== null && !Array.isArray(value);
+
+function text(value: unknown, what: string, most = MOST_CHARS): string {
+  // What a peer names is shown to people: nothing in it may steer their terminal.
+  if (typeof value === 'string' && value.length <= most && !/\p{Cc}/u.test(value)) return value;
+  throw new TowlineError(
+    'ERR_TOWLINE_PROTOCOL',
+    `the offer's ${what} is no text of at most ${most} printable characters`,
+  );
+}
+
+function fact(value: unknown, name: string): Fact {
+  const scalar = (v: unknown) => typeof v === 'string' || typeof v === 'number' || typeof v === 'boolean';
+  if (isRecord(value)) {
+    const v = value['value'];
+    const list = Array.isArray(v) && v.length <= 4096 && v.every((x) => typeof x === 'string' || typeof x === 'number');
+    if (scalar(v) || list) {
+      return {
+        value: v as Fact['value'],
+        rule: text(value['rule'], `rule of ${name}`) as Fact['rule'],
+        why: text(value['why'], `reason of ${name}`, 1024),
+      };
+    }
+  }
+  throw new TowlineError('ERR_TOWLINE_PROTOCOL', `the offer's fact ${name} has not its documented shape`);
+}
+
+/**
+ * The functions of an offer as a peer sent it; nothing in it is trusted.
+ * @throws TowlineError `ERR_TOWLINE_PROTOCOL` names what has not its documented shape.
+ */
+export function parseOfferedFunctions(descriptor: unknown): OfferedFunction[] {
+  const functions = isRecord(descriptor) ? descriptor['functions'] : undefined;
+  if (!Array.isArray(functions) || functions.length === 0 || functions.length > MOST_FUNCTIONS) {
+    throw new TowlineError('ERR_TOWLINE_PROTOCOL', `the offer does not list 1 to ${MOST_FUNCTIONS} functions`);
+  }
+  return functions.map((f: unknown) => {
+    const facts = isRecord(f) ? f['descriptor'] : undefined;
+    if (!isRecord(f) || !isRecord(facts) || Object.keys(facts).length > MOST_FACTS) {
+      throw new TowlineError('ERR_TOWLINE_PROTOCOL', 'a function of the offer has not its documented shape');
+    }
+    const entries = Object.entries(facts).map(([name, value]) => [text(name, 'fact'), fact(value, name)] as const);
+    return { uuid: text(f['uuid'], 'UUID'), name: text(f['name'], 'name'), descriptor: Object.fromEntries(entries) };
+  });
 }

@@ -32,7 +32,7 @@ export interface MigrateOptions extends SideOptions {
   policy?: MigrationPolicy;
   /** Dirty sources besides the functions' own and the memory's marked pages: vCPUs, other processes. */
   dirtySources?: readonly DirtySource[];
-  /** Stops the vCPUs; called before the functions are quiesced. Here the downtime begins. */
+  /** Stops the vCPUs; called before the functions are quiesced. The downtime begins after it. */
   pause?: () => void | Promise<void>;
   /** Lets the vCPUs run again, after a rollback. */
   resume?: () => void | Promise<void>;
@@ -43,7 +43,7 @@ export interface MigrateOptions extends SideOptions {
    * back. Its time is the phase `hold` and counts in no figure.
    */
   verify?: () => void | Promise<void>;
-  /** Ends after the forecast; nothing stops and nothing moves. */
+  /** Ends after the forecast; nothing stops and nothing moves. The session is in both journals, as one that was given up. */
   dryRun?: boolean;
   /**
    * Whether to give the functions back to their controlling function once the destination runs them, as their `release` does.
@@ -77,3 +77,6 @@ export type Functions = MigratableFunction | readonly MigratableFunction[];
 export function functionList(functions: Functions): readonly MigratableFunction[] {
   return 'uuid' in functions ? [functions] : functions;
 }
+
+/** How long a link may be silent unless the caller says otherwise, in milliseconds. */
+export const DEFAULT_LINK_TIMEOUT_MS = 30_000;

@@ -4,15 +4,15 @@
  * - `offer`: identity, capabilities and layout are compared; nothing has stopped.
  * - `measure`: bandwidth and dirty rate are sampled, so that the forecast can be frozen before anything is copied.
  * - `pre-copy`: passes over memory, and device state where the function has PRE_COPY, while it runs.
- * - `pause`: the caller's `pause` hook: vCPUs stop. Here the downtime begins.
- * - `stop`: the functions are quiesced and stopped.
+ * - `pause`: the caller's `pause` hook: vCPUs stop.
+ * - `stop`: the functions are quiesced and stopped. Here the downtime begins.
  * - `final-pages`: last harvest of every dirty source, after the stop, and those pages.
- * - `device-state`: device state is saved, sent and loaded.
- * - `prepare`: manifests are checked; the destination has everything loaded and runs nothing.
+ * - `device-state`: device state is saved and sent.
+ * - `prepare`: the destination loads device state and checks the manifests; then it has everything and runs nothing.
  * - `hold`: the caller's `verify` hook; not counted in any figure.
  * - `journal`: the source's and the destination's journal syncs.
  * - `commit`: COMMIT and its answer, without the journals.
- * - `resume`: the destination's functions and its `resume` hook. Here the downtime ends.
+ * - `resume`: the destination's functions start, and it says so. Here the downtime ends; its `resume` hook comes after.
  * - `release`: the source lets go, outside of the downtime.
  */
 export const PHASES = [

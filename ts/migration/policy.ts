@@ -1,3 +1,4 @@
+import { TowlineError } from '../errors.js';
 import type { Forecast } from './forecast.js';
 
 /** When to stop, and what to do when the guest writes faster than the link carries. */
@@ -23,6 +24,12 @@ export type CompletePolicy = Required<Omit<MigrationPolicy, 'bandwidthBytesPerSe
 
 /** Fills in the defaults. */
 export function completePolicy(policy: MigrationPolicy = {}): CompletePolicy {
+  for (const name of ['maxDowntimeMs', 'maxRounds', 'maxTotalMs', 'bandwidthBytesPerSecond'] as const) {
+    const value = policy[name];
+    const least = name === 'maxDowntimeMs' ? 0 : 1;
+    if (value === undefined || (Number.isFinite(value) && value >= least)) continue;
+    throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${name} is ${value}; it has to be ${least} or more`);
+  }
   return { maxDowntimeMs: 300, maxRounds: 30, maxTotalMs: 600_000, onNoConvergence: 'give-up', ...policy };
 }
 
@@ -32,11 +39,14 @@ export type Decision = { action: 'continue' | 'stop' | 'give-up'; why: string };
 /** Decides after each memory pass: stops as soon as a stop made now fits the downtime limit, which is what the forecast expects too. */
 export function decide(
   policy: CompletePolicy,
-  now: { rounds: number; elapsedMs: number; downtimeMs: number },
+  now: { rounds: number; elapsedMs: number; downtimeMs: number; initialBytesLeft: number },
   forecast: Forecast,
 ): Decision {
   const expected = `a stop now would take ${now.downtimeMs.toFixed(1)} ms, the limit is ${policy.maxDowntimeMs} ms`;
-  if (now.downtimeMs <= policy.maxDowntimeMs) return { action: 'stop', why: expected };
+  // A function says that stopping before these have moved makes its downtime long, whatever the memory is like.
+  const initial =
+    now.initialBytesLeft > 0 ? `, and ${now.initialBytesLeft} bytes of initial device state are left` : '';
+  if (now.downtimeMs <= policy.maxDowntimeMs && initial === '') return { action: 'stop', why: expected };
   const spent =
     // More passes make the residual smaller, not the cost of a stop.
     forecast.obstacle === 'stop-cost' && now.rounds >= 2
@@ -46,9 +56,9 @@ export function decide(
         : now.elapsedMs >= policy.maxTotalMs
           ? `after ${Math.round(now.elapsedMs)} ms`
           : undefined;
-  if (spent === undefined) return { action: 'continue', why: expected };
+  if (spent === undefined) return { action: 'continue', why: `${expected}${initial}` };
   return {
     action: policy.onNoConvergence === 'stop' ? 'stop' : 'give-up',
-    why: `${spent} ${expected}; ${forecast.why}`,
+    why: `${spent} ${expected}${initial}; ${forecast.why}`,
   };
 }

@@ -2,10 +2,9 @@ import { withSignal, type WaitOptions } from '../abort.js';
 import { native, TowlineError } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import { settle, type Settled } from './doubt.js';
-import { openLink } from './link.js';
-import type { Link } from './link.js';
+import { connectLink, type Link, type OpenLink } from './link.js';
+import { CallerStream } from './session-stream.js';
 import type { Journal, JournalSession, Verdict } from './journal.js';
-import type { NativeLink } from '../native/binding.js';
 
 /** How to recover. */
 export interface RecoverOptions extends WaitOptions {
@@ -66,9 +65,15 @@ export async function recover(options: RecoverOptions): Promise<Recovered[]> {
   }
   const recovered: Recovered[] = [];
   for (const s of sessions) {
-    const link = s.verdict === 'in-doubt' && peer !== undefined ? await reach(peer, options.timeoutMs ?? 10_000) : null;
-    const settled = native(() => journal.native().recover(s.session, s.role, link));
-    const result = JSON.parse(await withSignal(settled, signal)) as Pick<Recovered, 'verdict' | 'answer'>;
+    const asks = s.verdict === 'in-doubt' && peer !== undefined;
+    const link = asks ? await reach(peer, options.timeoutMs ?? 10_000, signal) : null;
+    const settled = native(() => journal.native().recover(s.session, s.role, link?.native ?? null));
+    let result: Pick<Recovered, 'verdict' | 'answer'>;
+    try {
+      result = JSON.parse(await withSignal(settled, signal, () => link?.cancel())) as typeof result;
+    } finally {
+      link?.end();
+    }
     const held = s.role === 'source' ? (options.functions ?? []).filter((fn) => fn.doubt?.session === s.session) : [];
     const done: Settled[] = [];
     for (const fn of held) done.push(await settle(fn, result.verdict));
@@ -86,15 +91,21 @@ export async function recover(options: RecoverOptions): Promise<Recovered[]> {
 }
 
 /** A link to the peer, or nothing where it can't be reached now. */
-async function reach(peer: string | Link, timeoutMs: number): Promise<NativeLink | null> {
+async function reach(
+  peer: string | Link,
+  timeoutMs: number,
+  signal: AbortSignal | undefined,
+): Promise<OpenLink | null> {
+  if (typeof peer !== 'string') return new CallerStream(peer);
   const deadline = performance.now() + timeoutMs;
   for (;;) {
     try {
-      return await openLink(peer, timeoutMs);
+      return await withSignal(connectLink(peer, timeoutMs), signal);
     } catch (error) {
       const code = error instanceof TowlineError ? error.code : undefined;
       // A wrong address is the caller's mistake; a peer that is not there yet may come.
-      if (code === 'ERR_TOWLINE_ADDRESS' || code === 'ERR_TOWLINE_INVALID_ARGUMENT') throw error;
+      if (code === 'ERR_TOWLINE_ABORTED' || code === 'ERR_TOWLINE_ADDRESS' || code === 'ERR_TOWLINE_INVALID_ARGUMENT')
+        throw error;
       if (performance.now() > deadline) return null;
       await new Promise((resolve) => {
         setTimeout(resolve, 100);

@@ -24,7 +24,8 @@ export interface MigrationReport {
   mismatches: Mismatch[];
   /**
    * From the instant the function may no longer execute at the source to the instant that the source learns it may at the
-   * destination, the hold left out. 0 where it never stopped; after a rollback, until it ran again at the source.
+   * destination, the hold left out: an upper bound, which holds the time of that message. 0 where it never stopped; after a
+   * rollback, until it ran again at the source.
    */
   downtimeMs: number;
   totalMs: number;

@@ -3,7 +3,8 @@ import { native, nativeSync, TowlineError } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import type { NativeDestinationSession } from '../native/binding.js';
 import { describeAll } from './describe.js';
-import { compareFunctions, type Mismatch, type OfferedFunction } from './offer.js';
+import { compareFunctions, parseOfferedFunctions, type Mismatch } from './offer.js';
+import { UNTOLD } from './fence.js';
 import type { Sections } from './options.js';
 import { engine, SessionParts } from './parts.js';
 import { outcomes, termsOf } from './session-native.js';
@@ -39,13 +40,6 @@ export type DestinationSessionState =
   | 'closed';
 
 type Call = 'readOffer' | 'answer' | 'receive' | 'prepared' | 'waitCommit' | 'commit' | 'resume' | 'running' | 'abort';
-
-/** Errors after which it can't be told whether the commit is durable. */
-const UNTOLD: ReadonlySet<string> = new Set([
-  'ERR_TOWLINE_JOURNAL',
-  'ERR_TOWLINE_JOURNAL_DAMAGED',
-  'ERR_TOWLINE_FENCE',
-]);
 
 /**
  * The destination of one migration inside of the caller's own: it loads device state, the caller brings memory. Made by
@@ -101,6 +95,11 @@ export class DestinationSession implements AsyncDisposable {
     return this.#steps.state;
   }
 
+  /** Each state from now on, the present one first; ends with the session. A state that lasts shorter than the reader takes is told too. */
+  states(): AsyncIterable<DestinationSessionState> {
+    return this.#steps.states('closed');
+  }
+
   #allowed(state: DestinationSessionState): readonly Call[] {
     switch (state) {
       case 'new':
@@ -148,7 +147,7 @@ export class DestinationSession implements AsyncDisposable {
       | (Omit<SessionAsked, 'epoch'> & { epoch: string });
     const epoch = Number(read.epoch);
     if (read.type === 'asked') return { ...read, epoch };
-    const functions = read.descriptor?.functions ?? [];
+    const functions = parseOfferedFunctions(read.descriptor);
     this.#mismatches = compareFunctions(functions, await describeAll(this.#functions));
     return {
       type: 'offer',
@@ -292,6 +291,6 @@ interface ReadOffer {
   type: 'offer';
   session: string;
   epoch: string;
-  descriptor: { functions?: OfferedFunction[] } | null;
+  descriptor: unknown;
   sections: string[];
 }

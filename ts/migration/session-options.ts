@@ -33,6 +33,8 @@ export interface SourceSessionOptions extends SessionOptions {
   stream: Link | SendHalf;
   /** The guest's memory. It is tracked and never sent: moving it is the caller's. Without it nothing is tracked. */
   memory?: GuestMemory;
+  /** The destination's memory was never written: then pages that were never written here are not dirty at first. Default false. */
+  freshDestination?: boolean;
   /** Dirty sources besides the functions' own and the memory's marked pages: vCPUs, other processes. */
   dirtySources?: readonly DirtySource[];
   /** Names of the caller's sections, in the order in which they will be sent. */

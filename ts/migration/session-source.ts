@@ -102,6 +102,7 @@ export class SourceSession implements AsyncDisposable {
       ...termsOf(options, this.#stream.duplex),
       session: this.id,
       leastEpoch: options.leastEpoch ?? null,
+      freshDestination: options.freshDestination ?? false,
       sections: options.sections ?? [],
     };
     try {
@@ -119,6 +120,11 @@ export class SourceSession implements AsyncDisposable {
   /** How far it is. */
   get state(): SourceSessionState {
     return this.#steps.state;
+  }
+
+  /** Each state from now on, the present one first; ends with the session. A state that lasts shorter than the reader takes is told too. */
+  states(): AsyncIterable<SourceSessionState> {
+    return this.#steps.states('closed');
   }
 
   /** The epoch that it proposes, and has once tracking started; 0 before the offer. */
@@ -195,7 +201,10 @@ export class SourceSession implements AsyncDisposable {
     });
   }
 
-  /** Takes the session into the fence and starts every dirty source. All of guest memory is dirty then. */
+  /**
+   * Takes the session into the fence and starts every dirty source. All of guest memory is dirty then; where the destination's is fresh,
+   * all that was ever written.
+   */
   async startTracking(options?: WaitOptions): Promise<void> {
     await this.#step('startTracking', 'tracking', options, () => native(() => this.#native.startTracking()));
   }

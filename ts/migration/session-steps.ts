@@ -24,6 +24,7 @@ export interface Step<State, T> {
  */
 export class Steps<State extends string, Call extends string> {
   #state: State;
+  readonly #watchers = new Set<(state: State) => void>();
   #underWay: { call: Call; done: Promise<unknown> } | undefined;
 
   constructor(
@@ -46,7 +47,35 @@ export class Steps<State extends string, Call extends string> {
 
   /** Moves on without a step. */
   enter(state: State): void {
+    if (state === this.#state) return;
     this.#state = state;
+    for (const watch of this.#watchers) watch(state);
+  }
+
+  /** Every state from now on, up to `last`. */
+  async *states(last: State): AsyncGenerator<State, void, void> {
+    const waiting: State[] = [this.#state];
+    let wake: (() => void) | undefined;
+    const watch = (state: State): void => {
+      waiting.push(state);
+      wake?.();
+    };
+    this.#watchers.add(watch);
+    try {
+      for (;;) {
+        const state = waiting.shift();
+        if (state !== undefined) {
+          yield state;
+          if (state === last) return;
+          continue;
+        }
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+        });
+      }
+    } finally {
+      this.#watchers.delete(watch);
+    }
   }
 
   /** Throws where `call` is not possible now. */
@@ -74,11 +103,11 @@ export class Steps<State extends string, Call extends string> {
       if (signals.some((s) => s.aborted)) this.cancel();
       for (const s of signals) s.addEventListener('abort', this.cancel, { once: true });
       const result = await work();
-      if (next !== undefined) this.#state = next;
+      if (next !== undefined) this.enter(next);
       return result;
     } catch (thrown) {
       const cause = unwrapFault(thrown);
-      if (!HARMLESS.has(cause.code)) this.#state = failed?.(cause) ?? this.#state;
+      if (!HARMLESS.has(cause.code)) this.enter(failed?.(cause) ?? this.#state);
       const fired = signals.find((s) => s.aborted);
       throw cause.code === 'ERR_TOWLINE_ABORTED' && fired ? abortError(fired) : cause;
     } finally {

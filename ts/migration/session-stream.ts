@@ -1,6 +1,6 @@
 import { nativeSync, TowlineError } from '../errors.js';
 import type { NativeLink } from '../native/binding.js';
-import { wrapLink, type Link } from './link.js';
+import { wrapLink, type OpenLink, type Link } from './link.js';
 
 /** The sending end of a one-way byte stream of the caller's: ordered and reliable. */
 export interface SendHalf {
@@ -25,7 +25,7 @@ const FAREWELL_MS = 1000;
  * The caller's stream as a session uses it. Native code waits for the caller's promises without end; this is where they are
  * given up.
  */
-export class CallerStream {
+export class CallerStream implements OpenLink {
   readonly duplex: boolean;
   readonly native: NativeLink;
   readonly #giveUp = new Set<(error: Error) => void>();

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { abortError, throwIfAborted } from '../abort.js';
+import { abortError, throwIfAborted, withSignal } from '../abort.js';
 import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import type { NativeSourceSession } from '../native/binding.js';
@@ -7,16 +7,17 @@ import { describeAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
 import { faultsJson } from './faults.js';
 import { Forecaster } from './forecast.js';
-import { openLink } from './link.js';
+import { connectLink, type OpenLink } from './link.js';
 import { Migration } from './migration.js';
 import type { Mismatch } from './offer.js';
-import { functionList, type Functions, type MigrateOptions } from './options.js';
+import { DEFAULT_LINK_TIMEOUT_MS, functionList, type Functions, type MigrateOptions } from './options.js';
 import { engine, SessionParts } from './parts.js';
 import { PhaseClock, type Phase } from './phases.js';
 import { completePolicy, decide, type CompletePolicy } from './policy.js';
 import { EventQueue } from './progress.js';
 import type { MigrationReport, Outcome } from './report.js';
-import type { FinalStats, Measured, OfferOutcome, RoundStats, SourceTimings } from './steps.js';
+import { CallerStream } from './session-stream.js';
+import type { FinalStats, Measured, OfferOutcome, PrecopyStats, RoundStats, SourceTimings } from './steps.js';
 
 /** How long the dirty rate is sampled before it is forecast, in milliseconds. */
 const SAMPLE_MS = 50;
@@ -85,10 +86,11 @@ class SourceMigration {
 
   async run(): Promise<MigrationReport> {
     let parts: SessionParts | undefined;
+    let link: OpenLink | undefined;
     try {
       throwIfAborted(this.options.signal);
       await refuseUnmigratable(this.functions);
-      const link = await openLink(this.options.to, this.options.linkTimeoutMs ?? 30_000);
+      link = await this.#link();
       parts = new SessionParts({
         functions: this.functions,
         memory: this.options.memory,
@@ -97,25 +99,36 @@ class SourceMigration {
           ...(this.options.dirtySources ?? []),
         ],
         fence: this.options.fence,
-        link,
+        link: link.native,
         onProgress: (json) => this.#onProgress(json),
       });
       const { parts: nativeParts } = parts;
       this.#session = nativeSync(() => engine().sourceSession(this.#config(), nativeParts));
-      return await this.#drive(this.#session);
+      return await this.#drive(this.#session, link);
     } catch (error) {
       return await this.#undo(error);
     } finally {
       this.#session?.close();
+      link?.end();
       parts?.close();
     }
   }
 
-  async #drive(session: NativeSourceSession): Promise<MigrationReport> {
+  async #link(): Promise<OpenLink> {
+    const { to, signal } = this.options;
+    if (typeof to !== 'string') return new CallerStream(to);
+    return withSignal(connectLink(to, this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS), signal);
+  }
+
+  async #drive(session: NativeSourceSession, link: OpenLink): Promise<MigrationReport> {
     const onAbort = () => {
-      if (!this.#intent) session.cancel();
+      if (this.#intent) return;
+      session.cancel();
+      link.cancel();
     };
     this.options.signal?.addEventListener('abort', onAbort, { once: true });
+    // It may have fired while the functions were asked and the link was made.
+    if (this.options.signal?.aborted) onAbort();
     try {
       await this.#phase('offer', () => this.#offer(session));
       await this.#phase('measure', () => this.#measure(session));
@@ -135,7 +148,7 @@ class SourceMigration {
     return JSON.stringify({
       session: this.id,
       bandwidthBytesPerSecond: this.#policy.bandwidthBytesPerSecond ?? null,
-      linkTimeoutMs: this.options.linkTimeoutMs ?? 30_000,
+      idleTimeoutMs: this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS,
       recordPath: this.options.record ?? null,
       sections: Object.keys(this.options.sections ?? {}),
       faults: faultsJson(this.options.faults),
@@ -176,7 +189,9 @@ class SourceMigration {
     for (;;) {
       throwIfAborted(this.options.signal);
       const stats = JSON.parse(await native(() => session.memoryPass())) as RoundStats;
-      await native(() => session.precopyState());
+      const now = performance.now();
+      const state = JSON.parse(await native(() => session.precopyState())) as PrecopyStats;
+      if (state.functions > 0) forecaster.observeStateBytes(state.dirtyBytesLeft + state.stopCopyBytes);
       this.#book(stats);
       this.#report.rounds += 1;
       this.events.push({
@@ -189,7 +204,6 @@ class SourceMigration {
         dirtyPagesAfter: stats.dirtyPagesAfter,
       });
       const residualBytes = stats.dirtyPagesAfter * stats.pageSizeBytes;
-      const now = performance.now();
       forecaster.observeRound({
         bytes: stats.wireBytes,
         ms: stats.ms,
@@ -205,6 +219,7 @@ class SourceMigration {
           rounds: this.#report.rounds,
           elapsedMs: performance.now() - this.#started,
           downtimeMs: forecaster.downtimeNow().p95,
+          initialBytesLeft: state.initialBytesLeft,
         },
         updated,
       );
@@ -247,6 +262,7 @@ class SourceMigration {
       const timings = JSON.parse(await native(() => session.commit())) as SourceTimings;
       this.#clock.add('journal', timings.journalMs);
       this.#clock.add('commit', -timings.journalMs);
+      this.#report.bytes.wire = timings.totalWireBytes;
       return timings;
     });
     this.#committed = true;

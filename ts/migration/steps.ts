@@ -39,7 +39,18 @@ export interface FinalStats extends RoundStats {
   stateBytes: number;
 }
 
+/** What pre-copy of device state left, over all functions that have it. */
+export interface PrecopyStats {
+  functions: number;
+  initialBytesLeft: number;
+  dirtyBytesLeft: number;
+  stopCopyBytes: number;
+}
+
 export interface SourceTimings {
   epoch: string;
+  /** Of the whole session. */
+  totalWireBytes: number;
+  /** The intent here and the commit there. */
   journalMs: number;
 }
