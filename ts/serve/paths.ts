@@ -41,16 +41,34 @@ export async function checkSocketDirectory(path: string): Promise<void> {
         `${directory} belongs to user ${owner}; it has to belong to user ${uid()} or to root`,
       );
     }
-    const writableByOthers = (mode & (constants.S_IWGRP | constants.S_IWOTH)) !== 0;
-    if (writableByOthers && (mode & 0o1000) === 0) {
+    // The sticky bit of /tmp helps nothing here: others could still make the socket before this process does.
+    if ((mode & (constants.S_IWGRP | constants.S_IWOTH)) !== 0) {
       throw new TowlineError(
         'ERR_TOWLINE_PERMISSION',
-        `others may write to ${directory}; take that right away (chmod go-w)`,
+        `others may write to ${directory}: take that right away (chmod go-w), or name a directory of your own`,
       );
     }
   } catch (error) {
     throw unwrapFault(error);
   }
+}
+
+/**
+ * Whether a socket of this user is at `path`, which a process that ended may have left; false where there is nothing.
+ * @throws TowlineError `ERR_TOWLINE_EXISTS` for anything that is no socket, `ERR_TOWLINE_PERMISSION` for another user's socket.
+ */
+export async function checkSocketPath(path: string): Promise<boolean> {
+  let stats;
+  try {
+    stats = await lstat(path);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
+    throw unwrapFault(error);
+  }
+  if (!stats.isSocket()) throw new TowlineError('ERR_TOWLINE_EXISTS', `${path} is there and is no socket`);
+  if (stats.uid !== uid())
+    throw new TowlineError('ERR_TOWLINE_PERMISSION', `${path} belongs to user ${stats.uid}, not to user ${uid()}`);
+  return true;
 }
 
 /** For a client: the socket has to belong to this user or to root, or somebody else's process would get the commands. */

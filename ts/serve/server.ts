@@ -9,7 +9,7 @@ import { TowlineError, unwrapFault } from '../errors.js';
 import type { Host } from './host.js';
 import { LineReader, parseMessage } from './lines.js';
 import { callMethod } from './methods.js';
-import { checkSocketDirectory } from './paths.js';
+import { checkSocketDirectory, checkSocketPath } from './paths.js';
 import { MAX_CONNECTIONS, MAX_LINE_BYTES, MAX_REQUESTS, type ServerMessage } from './protocol.js';
 
 /** A server that answers. */
@@ -18,11 +18,36 @@ export interface RunningServer {
   readonly socketPath: string;
   /** Settles once it was closed, by {@link RunningServer.close} or by a client. */
   readonly closed: Promise<void>;
-  /** Ends every connection; migrations that they command go on. Idempotent. */
+  /**
+   * Takes no more requests, cancels those under way and waits for their ends, answers them, ends every connection, then closes the
+   * host. A migration that is past its commit is waited for: it can't be cancelled. Idempotent.
+   */
   close(): Promise<void>;
 }
 
-/** Whether somebody answers on the socket. */
+/** The requests under way, of every connection: they outlive their connections, but not the host that they work on. */
+class Requests {
+  readonly #running = new Map<AbortController, Promise<void>>();
+  #ending = false;
+
+  /** @throws TowlineError `ERR_TOWLINE_CLOSED` once {@link Requests.end} was called. */
+  start(work: (controller: AbortController) => Promise<void>): void {
+    if (this.#ending) throw new TowlineError('ERR_TOWLINE_CLOSED', 'this process is about to end');
+    const controller = new AbortController();
+    const done = work(controller).finally(() => this.#running.delete(controller));
+    this.#running.set(controller, done);
+  }
+
+  /** Cancels all and waits for their ends. */
+  async end(): Promise<void> {
+    this.#ending = true;
+    const why = new TowlineError('ERR_TOWLINE_ABORTED', 'the serving process ends');
+    for (const controller of this.#running.keys()) controller.abort(why);
+    await Promise.allSettled(this.#running.values());
+  }
+}
+
+/** Whether somebody answers on the socket, or may. */
 function isAlive(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const probe = connect(path);
@@ -30,14 +55,19 @@ function isAlive(path: string): Promise<boolean> {
       probe.destroy();
       resolve(true);
     });
-    probe.once('error', () => resolve(false));
+    // Nobody listens. Anything else, a full queue say, is no sign that it may be removed.
+    probe.once('error', (error: NodeJS.ErrnoException) =>
+      resolve(!['ECONNREFUSED', 'ENOENT'].includes(error.code ?? '')),
+    );
   });
 }
 
 async function listen(server: Server, path: string): Promise<void> {
-  if (await isAlive(path)) throw new TowlineError('ERR_TOWLINE_BUSY', `another process serves on ${path}`);
-  // What is left is the socket of a process that ended; nothing else is removed (checkSocketDirectory keeps others out).
-  await rm(path, { force: true });
+  if (await checkSocketPath(path)) {
+    if (await isAlive(path)) throw new TowlineError('ERR_TOWLINE_BUSY', `another process serves on ${path}`);
+    // It is this user's socket, of a process that ended, and nobody else can exchange it (checkSocketDirectory).
+    await rm(path, { force: true });
+  }
   const umask = process.umask(0o177);
   try {
     await new Promise<void>((resolve, reject) => {
@@ -57,11 +87,12 @@ async function listen(server: Server, path: string): Promise<void> {
 export async function startServer(host: Host, socketPath: string): Promise<RunningServer> {
   await checkSocketDirectory(socketPath);
   const sockets = new Set<Socket>();
+  const requests = new Requests();
   let close: () => Promise<void> = async () => undefined;
   const server = createServer((socket) => {
     sockets.add(socket);
     socket.once('close', () => sockets.delete(socket));
-    new Connection(host, socket, () => void close());
+    new Connection(host, socket, requests, () => void close());
   });
   server.maxConnections = MAX_CONNECTIONS;
   try {
@@ -75,6 +106,8 @@ export async function startServer(host: Host, socketPath: string): Promise<Runni
   close = () => {
     closing ??= (async () => {
       const ended = new Promise<void>((resolve) => server.close(() => resolve()));
+      // Nothing may go on under what is closed below.
+      await requests.end();
       // The answer to whoever asked for the end is still on its way.
       for (const socket of sockets) socket.end();
       const late = setTimeout(() => sockets.forEach((s) => s.destroy()), 1000);
@@ -92,13 +125,16 @@ export async function startServer(host: Host, socketPath: string): Promise<Runni
 class Connection {
   readonly #host: Host;
   readonly #socket: Socket;
+  readonly #requests: Requests;
   readonly #shutdown: () => void;
   readonly #lines = new LineReader(MAX_LINE_BYTES);
   readonly #running = new Map<number, AbortController>();
+  #broken = false;
 
-  constructor(host: Host, socket: Socket, shutdown: () => void) {
+  constructor(host: Host, socket: Socket, requests: Requests, shutdown: () => void) {
     this.#host = host;
     this.#socket = socket;
+    this.#requests = requests;
     this.#shutdown = shutdown;
     socket.on('data', (bytes) => this.#onData(bytes));
     // A client that goes away cancels nothing: only a `cancel` does. What it would have been told is dropped.
@@ -119,14 +155,20 @@ class Connection {
   }
 
   #onData(bytes: Uint8Array): void {
+    if (this.#broken) return;
     try {
       for (const line of this.#lines.push(bytes)) {
         if (line.trim().length > 0) this.#onMessage(parseMessage(line));
       }
     } catch (error) {
-      // After a broken line nothing is known about where the next one begins.
+      // After a broken line nothing is known about where the next one begins: nothing more is read, and once it is told, the
+      // connection ends in both directions. A client that doesn't read it gets a second.
+      this.#broken = true;
       this.#fail(null, error);
-      this.#socket.end();
+      const socket = this.#socket;
+      const late = setTimeout(() => socket.destroy(), 1000);
+      socket.once('close', () => clearTimeout(late));
+      socket.end(() => socket.destroy());
     }
   }
 
@@ -145,11 +187,14 @@ class Connection {
       this.#fail(id, new TowlineError('ERR_TOWLINE_LIMIT', `${MAX_REQUESTS} requests are under way already`));
       return;
     }
-    void this.#run(id, method, params);
+    try {
+      this.#requests.start((controller) => this.#run(id, method, params, controller));
+    } catch (error) {
+      this.#fail(id, error);
+    }
   }
 
-  async #run(id: number, method: string, params: unknown): Promise<void> {
-    const controller = new AbortController();
+  async #run(id: number, method: string, params: unknown, controller: AbortController): Promise<void> {
     this.#running.set(id, controller);
     const { signal } = controller;
     const emit = (event: unknown): void => this.#send({ jsonrpc: '2.0', method: 'event', params: { id, event } });
