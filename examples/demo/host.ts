@@ -48,8 +48,8 @@ class Host {
         return this.#receive(request.sabotage);
       case 'received':
         return (await this.#migration?.result) ?? null;
-      case 'attach':
-        return this.#attach();
+      case 'haunt':
+        return this.#tenant?.run({ logFd: LOG_FD, flushOnly: true });
       case 'drain':
         return this.#tenant?.drain({ timeoutMs: 5000 });
       case 'close':
@@ -144,12 +144,7 @@ class Host {
     for await (const event of migration) send({ type: 'event', event });
     try {
       const report = await migration.result;
-      if (sabotage === 'two-owners') {
-        await tenant.stop();
-        tenant.run({ logFd: LOG_FD, flushOnly: true });
-      } else {
-        await tenant.stop();
-      }
+      await tenant.stop();
       return report;
     } catch (error) {
       const report = (error as { details?: { report?: unknown } }).details?.report;

@@ -35,6 +35,8 @@ export interface Verdict {
   tenantPauseMs: number;
   /** Whether the owner's log ends with a drained tenant. If not, as after a power failure, what never completed is not known and not counted. */
   drained: boolean;
+  /** Whether the owner's tenant did I/O between its last standing still and being drained: a pause that nobody ended is no service. */
+  ranOn: boolean;
   /** Some of what is wrong, in words. */
   samples: string[];
 }
@@ -81,6 +83,8 @@ export class Ledger {
   #finalSeq: number | undefined;
   #lastAckNs: bigint | undefined;
   #started = false;
+  #ackedSinceStop = false;
+  #ranOn = false;
   #pause: Hold | undefined;
   #taken = 0;
 
@@ -101,7 +105,10 @@ export class Ledger {
         this.#started = true;
         return;
       case 'stopped':
+        this.#ackedSinceStop = false;
+        return;
       case 'drained':
+        this.#ranOn = this.#ackedSinceStop;
         return;
       case 'duplicate':
         this.#count(this.#duplicated, `record ${this.#taken}`, 'a completion for a command that was not in flight');
@@ -151,6 +158,7 @@ export class Ledger {
       owners: mostAtOnce([...this.#incarnations.values()]),
       tenantPauseMs: this.#pause === undefined ? 0 : lengthMs(this.#pause, holds),
       drained: this.#finalSeq !== undefined,
+      ranOn: this.#ranOn,
       samples: this.#samples,
     };
   }
@@ -173,6 +181,7 @@ export class Ledger {
 
   #acknowledged(record: LogRecord): void {
     this.#completed.add(record.seq);
+    this.#ackedSinceStop = true;
     if (this.#started && this.#lastAckNs !== undefined) this.#pause = { fromNs: this.#lastAckNs, toNs: record.timeNs };
     this.#started = false;
     this.#lastAckNs = record.timeNs;

@@ -1,5 +1,5 @@
 /** What the demo's processes say to each other over Node's own IPC. */
-import type { MigrationEvent, MigrationReport } from 'towline';
+import type { MigrationEvent } from 'towline';
 import type { Sabotage } from './sabotage.js';
 
 export type Kind = 'pf' | 'vf' | 'siov';
@@ -41,7 +41,7 @@ export type HostRequest =
   | { do: 'receive'; sabotage: Sabotage | undefined }
   | { do: 'received' }
   | { do: 'migrate'; to: string; sabotage: Sabotage | undefined }
-  | { do: 'attach' }
+  | { do: 'haunt' }
   | { do: 'drain' }
   | { do: 'close' };
 
@@ -53,8 +53,3 @@ export type FromHost =
 export type ToHost =
   | { type: 'request'; id: number; request: HostRequest }
   | { type: 'held'; id: number; error?: string };
-
-/** What `migrate` and `received` answer. */
-export interface MoveResult {
-  report: MigrationReport;
-}

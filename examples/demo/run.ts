@@ -86,12 +86,14 @@ export async function runKind(
     const report = await source.call<MigrationReport>({ do: 'migrate', to: relay.address, sabotage });
     const owner = report.outcome === 'committed' ? destination : source;
     if (report.outcome === 'committed') await destination.call({ do: 'received' });
+    // By now the destination's tenant is there: who comes after it is the one too many.
+    if (sabotage === 'two-owners') await source.call({ do: 'haunt' });
     await sleep(scale.runMs);
     await owner.call({ do: 'drain' });
     // The source's last words too: whatever still ran there is in its log by then.
     await Promise.all([source.call({ do: 'close' }), destination.call({ do: 'close' })]);
     const finding = await witness.finish();
-    return line(kind, report, finding, relay);
+    return line(kind, scale, sabotage, report, finding, relay);
   } finally {
     for (const close of closers.reverse()) close();
     for (const fd of fds) closeSync(fd);
@@ -105,14 +107,30 @@ function damage(relay: Relay, sabotage: Sabotage | undefined): void {
   if (sabotage === 'cut-stream') relay.damage({ kind: 'cut', afterBytes: 1 << 20 });
 }
 
-function line(kind: Kind, report: MigrationReport, finding: Finding, relay: Relay): DemoLine {
+/** What has to stop a migration before COMMIT-INTENT: one that commits all the same was not stopped by it. */
+const STOPPING: ReadonlySet<Sabotage | undefined> = new Set<Sabotage>([
+  'corrupt-stream',
+  'cut-stream',
+  'drop-last-state',
+]);
+
+function line(
+  kind: Kind,
+  scale: Scale,
+  sabotage: Sabotage | undefined,
+  report: MigrationReport,
+  finding: Finding,
+  relay: Relay,
+): DemoLine {
   const { io, stalePages, owners } = finding;
   const clean = io.lost === 0 && io.duplicated === 0 && io.corrupted === 0 && stalePages === 0 && owners === 1;
-  // A migration that never got to the comparison has nothing to show for its memory.
-  const compared = report.outcome !== 'committed' || finding.comparedPages > 0;
+  const committed = report.outcome === 'committed';
+  // Every page was compared, once, or nothing was moved.
+  const compared = !committed || finding.comparedPages === (scale.memoryMiB << 20) / 4096;
+  const stopped = !committed || !STOPPING.has(sabotage);
   return {
     kind,
-    verified: clean && compared && io.completed > 0 && report.outcome !== 'in-doubt',
+    verified: clean && compared && stopped && finding.ranOn && io.completed > 0 && report.outcome !== 'in-doubt',
     outcome: report.outcome,
     io,
     stalePages,

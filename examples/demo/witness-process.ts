@@ -7,6 +7,7 @@ export interface Finding {
   stalePages: number;
   comparedPages: number;
   owners: number;
+  ranOn: boolean;
   tenantPauseMs: number;
   samples: unknown[];
 }

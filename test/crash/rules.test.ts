@@ -22,8 +22,7 @@ const FAILURES: readonly [point: string, owner: Owner, outcome: Outcome][] = [
 
 for (const [failAt, owner, outcome] of FAILURES) {
   test(`a failure at ${failAt}`, async (t) => {
-    t.timeout(180_000);
-    const facts = await limited(() => crash({ failAt }));
+    const facts = await limited(t, () => crash({ failAt }));
     t.deepEqual(judge(facts), []);
     t.is(ownerOf(facts), owner);
     t.is(facts.outcome, outcome);
@@ -31,32 +30,30 @@ for (const [failAt, owner, outcome] of FAILURES) {
 }
 
 test('a source in doubt that goes on without asking is noticed: both run', async (t) => {
-  t.timeout(180_000);
-  const broken = judge(await limited(() => crash({ failAt: 'source:commit-sent', sabotage: 'resume-without-asking' })));
+  const broken = judge(
+    await limited(t, () => crash({ failAt: 'source:commit-sent', sabotage: 'resume-without-asking' })),
+  );
   t.true(broken.includes('2 owners at once'), broken.join('\n'));
   t.true(broken.includes('the source runs what it does not own'), broken.join('\n'));
 });
 
 test('a source in doubt that goes on without asking is noticed: the destination has died', async (t) => {
-  t.timeout(180_000);
   const broken = judge(
-    await limited(() => crash({ killAt: 'destination:commit-durable', sabotage: 'resume-without-asking' })),
+    await limited(t, () => crash({ killAt: 'destination:commit-durable', sabotage: 'resume-without-asking' })),
   );
   t.true(broken.includes('the source runs what it does not own'), broken.join('\n'));
 });
 
 for (const killAt of ['source:stopped', 'destination:commit-durable', 'destination:loaded']) {
   test(`an acknowledged write that is missing is noticed, killed at ${killAt}`, async (t) => {
-    t.timeout(180_000);
-    const { finding } = await limited(() => crash({ killAt, sabotage: 'lose-write' }));
+    const { finding } = await limited(t, () => crash({ killAt, sabotage: 'lose-write' }));
     t.like(finding.io, { lost: 1, duplicated: 0, corrupted: 0 });
   });
 }
 
 test('a point that is not reached is noticed', async (t) => {
-  t.timeout(180_000);
   await t.throwsAsync(
-    limited(() => crash({ killAt: 'source:aborting', direct: true })),
+    limited(t, () => crash({ killAt: 'source:aborting', direct: true })),
     { message: /never reached/ },
   );
 });
@@ -85,6 +82,7 @@ const facts = (change: (facts: Facts) => void = () => undefined): Facts => {
       owners: 1,
       stalePages: 0,
       comparedPages: 1,
+      ranOn: true,
       tenantPauseMs: 1,
       samples: [],
     },

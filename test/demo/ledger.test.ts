@@ -288,3 +288,18 @@ test('what never completed can not be older than what was acknowledged after it'
   });
   t.is(verdict.io.lost + verdict.io.duplicated + verdict.io.corrupted, 1);
 });
+
+test('a tenant that stood still and was never let go on did not run on', (t) => {
+  const w = new World();
+  w.write(1);
+  w.log({ kind: 'stopped' });
+  w.log({ kind: 'drained' });
+  t.false(w.judge().ranOn);
+  const well = new World();
+  well.write(1);
+  well.log({ kind: 'stopped' });
+  well.log({ kind: 'started' });
+  well.write(2);
+  well.log({ kind: 'drained' });
+  t.true(well.judge().ranOn);
+});
