@@ -44,6 +44,10 @@ pub const MAX_RANGES: usize = 4096;
 pub const MAX_SECTIONS: usize = 1024;
 /// The longest name of a function or a section, in bytes.
 pub const MAX_NAME_BYTES: usize = 255;
+/// The most bytes that the caller's sections of one session have together: they are held in memory on either side.
+pub const MAX_SECTION_BYTES: u64 = 64 << 20;
+/// The most characters of what a peer says to people: longer words are cut, control characters are left out.
+pub const MAX_WORDS: usize = 4096;
 /// The most mismatches an answer lists.
 pub const MAX_MISMATCHES: usize = 1024;
 /// Epochs stay exact in JavaScript numbers.
@@ -174,8 +178,12 @@ pub enum Message {
     Prepared { digests: Vec<Digest> },
     /// The source's intent is durable: the destination may take over.
     Commit { epoch: u64 },
-    /// The destination's commit is durable.
-    Committed { epoch: u64 },
+    /// The destination's commit is durable; making it so took `journal_us` microseconds.
+    Committed {
+        epoch: u64,
+        #[serde(default)]
+        journal_us: u64,
+    },
     /// The destination's refusal is durable.
     Refused { epoch: u64, reason: String },
     /// The functions run at the destination; or they don't, and why: the destination owns them all the same.
@@ -237,10 +245,11 @@ impl Message {
     /// [`EngineError::Limit`] and [`EngineError::Protocol`].
     pub fn decode(json: &[u8]) -> Result<Self, EngineError> {
         limit("size of a message in bytes", json.len(), MAX_MESSAGE_BYTES)?;
-        let message: Self = serde_json::from_slice(json).map_err(|e| EngineError::Protocol {
+        let mut message: Self = serde_json::from_slice(json).map_err(|e| EngineError::Protocol {
             during: "reading a message",
             what: format!("it sent a message that can't be read: {e}"),
         })?;
+        message.tame();
         match &message {
             Self::Offer(offer) => offer.check_limits()?,
             Self::Answer(answer) => {
@@ -254,7 +263,7 @@ impl Message {
             }
             Self::Ready { epoch }
             | Self::Commit { epoch }
-            | Self::Committed { epoch }
+            | Self::Committed { epoch, .. }
             | Self::Refused { epoch, .. } => {
                 epoch_limit(*epoch)?;
             }
@@ -264,6 +273,27 @@ impl Message {
             _ => {}
         }
         Ok(message)
+    }
+
+    /// What is shown to people says nothing to their terminals.
+    fn tame(&mut self) {
+        match self {
+            Self::Answer(answer) => {
+                for m in &mut answer.mismatches {
+                    [&mut m.code, &mut m.message, &mut m.mend].into_iter().for_each(tame);
+                }
+            }
+            Self::Abort { code, reason } => [code, reason].into_iter().for_each(tame),
+            Self::Refused { reason, .. } => tame(reason),
+            Self::Running { error: Some(error), .. } => tame(error),
+            _ => {}
+        }
+    }
+}
+
+fn tame(words: &mut String) {
+    if words.chars().any(char::is_control) || words.len() > MAX_WORDS {
+        *words = words.chars().filter(|c| !c.is_control()).take(MAX_WORDS).collect();
     }
 }
 
@@ -368,6 +398,30 @@ mod tests {
         for message in messages {
             let json = message.encode().unwrap();
             assert_eq!(Message::decode(&json).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn a_peers_words_are_tamed() {
+        let wild = format!("\u{1b}[2J{}\r\n\u{9b}", "x".repeat(2 * MAX_WORDS));
+        let mismatch = Mismatch { code: wild.clone(), message: wild.clone(), mend: wild.clone() };
+        let messages = [
+            Message::Answer(Answer { mismatches: vec![mismatch], epoch_seen: 0, memory_is_fresh: false }),
+            Message::Abort { code: wild.clone(), reason: wild.clone() },
+            Message::Refused { epoch: 1, reason: wild.clone() },
+            Message::Running { error: Some(wild.clone()), resume_us: 0 },
+        ];
+        for message in messages {
+            let words = match Message::decode(&message.encode().unwrap()).unwrap() {
+                Message::Answer(mut a) => a.mismatches.drain(..).flat_map(|m| [m.code, m.message, m.mend]).collect(),
+                Message::Abort { code, reason } => vec![code, reason],
+                Message::Refused { reason, .. } | Message::Running { error: Some(reason), .. } => vec![reason],
+                other => panic!("{other:?}"),
+            };
+            for text in words {
+                assert_eq!(text.chars().count(), MAX_WORDS);
+                assert!(text.starts_with("[2Jxxx") && !text.chars().any(char::is_control));
+            }
         }
     }
 

@@ -291,6 +291,8 @@ pub enum FenceError {
         record: usize,
         /// What is wrong with it.
         what: String,
+        /// The functions of the session, as the records before say; none where nothing can be read.
+        functions: Vec<String>,
     },
     /// The record contradicts what is already durable: the compare of the compare-and-set failed.
     #[error("session {session}: {refused} is refused: {why}")]

@@ -174,27 +174,66 @@ pub fn check_append(role: Role, records: &[Record], next: &Record) -> Result<(),
     }
 }
 
-/// The session that left one of `functions` in doubt at this side, as its source. Until that is settled they must neither run
-/// nor be offered to anybody else. Of a session whose own records can't be read nothing is concluded.
-///
-/// # Errors
-/// [`FenceError`] where the sessions can't be listed.
-pub fn doubt_about(fence: &dyn Fence, functions: &[String]) -> Result<Option<Uuid>, FenceError> {
-    for (session, role) in fence.sessions()? {
-        if role != Role::Source {
-            continue;
-        }
-        let records = match fence.records(session, role) {
-            Err(FenceError::Damaged { .. } | FenceError::Poisoned { .. }) => continue,
-            other => other?,
-        };
-        let concerns =
-            |r: &Record| matches!(r, Record::Opened { functions: f, .. } if f.iter().any(|f| functions.contains(f)));
-        if matches!(records.last(), Some(Record::Intent { .. })) && records.iter().any(concerns) {
-            return Ok(Some(session));
+/// Why functions are not this side's to offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotOurs {
+    /// This session left one of them in doubt here, as its source.
+    InDoubt(Uuid),
+    /// This session has released one of them: its destination owns it, and nothing has brought it back since.
+    Released(Uuid),
+}
+
+impl std::fmt::Display for NotOurs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::InDoubt(session) => {
+                write!(f, "session {session} is in doubt about the same functions; recover it first")
+            }
+            Self::Released(session) => {
+                write!(f, "a function is owned by the destination of session {session}, which has released it here")
+            }
         }
     }
-    Ok(None)
+}
+
+/// Whether one of `functions` is not this side's: left in doubt, or released and not back since. Until that is settled they must
+/// neither run here nor be offered to anybody. Of every function the session with the highest epoch counts, of those that say
+/// something about its owner: a destination that refused, and a source that aborted, leave it as it was.
+///
+/// # Errors
+/// [`FenceError`] where the sessions can't be listed, and [`FenceError::Damaged`] where the damaged records of a source may be about
+/// one of the functions. Of a session that takes no more records (poisoned) nothing is concluded.
+pub fn not_ours(fence: &dyn Fence, functions: &[String]) -> Result<Option<NotOurs>, FenceError> {
+    let mut last: Vec<(u64, Option<NotOurs>)> = vec![(0, None); functions.len()];
+    for (session, role) in fence.sessions()? {
+        let records = match fence.records(session, role) {
+            Err(FenceError::Poisoned { .. }) => continue,
+            Err(FenceError::Damaged { functions: named, path, record, what }) => {
+                // A destination's at worst lacks the commit that brought a function back.
+                let concerns = named.is_empty() || named.iter().any(|f| functions.contains(f));
+                if role == Role::Source && concerns {
+                    return Err(FenceError::Damaged { functions: named, path, record, what });
+                }
+                continue;
+            }
+            other => other?,
+        };
+        let owner = match (role, records.last()) {
+            (Role::Source, Some(Record::Intent { .. })) => Some(NotOurs::InDoubt(session)),
+            (Role::Source, Some(Record::Released)) => Some(NotOurs::Released(session)),
+            (Role::Source, Some(Record::DeclaredDead { .. })) | (Role::Destination, Some(Record::Committed { .. })) => {
+                None
+            }
+            _ => continue,
+        };
+        let Some(Record::Opened { functions: opened, epoch, .. }) = records.first() else { continue };
+        for (function, known) in functions.iter().zip(&mut last) {
+            if *epoch >= known.0 && opened.contains(function) {
+                *known = (*epoch, owner);
+            }
+        }
+    }
+    Ok(last.into_iter().find_map(|(_, owner)| owner))
 }
 
 /// The epoch of a session as its records tell it.

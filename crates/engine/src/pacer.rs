@@ -55,12 +55,6 @@ impl Pacer {
         Self { bucket: limit.map(|l| TokenBucket::new(l, 0)), start: Instant::now() }
     }
 
-    /// Changes the limit.
-    pub fn set_limit(&mut self, limit: Option<u64>) {
-        let now = self.now_ns();
-        self.bucket = limit.map(|l| TokenBucket::new(l, now));
-    }
-
     /// Waits until `bytes` may be sent.
     ///
     /// # Errors

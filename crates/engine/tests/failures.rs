@@ -8,13 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::*;
+use towline_core::channel::{ChannelError, Pending, ReadOutcome, StateChannel};
 use towline_core::dirty::MarkLog;
-use towline_core::fsm::DeviceState;
+use towline_core::fsm::{DeviceState, MigrationFlags};
+use towline_engine::dialogue::MAX_SECTION_BYTES;
 use towline_engine::error::EngineError;
 use towline_engine::faultpoints::{FaultPoints, POINTS};
 use towline_engine::fence::{Record, Role};
 use towline_engine::link::Link;
 use towline_engine::recover::{self, Verdict};
+use towline_engine::session::{DestinationSession, SourceSession};
 use uuid::Uuid;
 
 const SMALL: &[(u64, u64)] = &[(0, 64 << 10)];
@@ -197,6 +200,146 @@ fn a_failure_at_every_point_leaves_one_owner() {
     let missing: Vec<&&str> = POINTS.iter().filter(|p| !reached.contains(*p)).collect();
     let only_on_failure = ["source:aborting", "source:aborted", "destination:refusal-durable", "destination:aborted"];
     assert_eq!(missing, only_on_failure.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_failure_after_the_durable_commit_is_no_rollback() {
+    for point in ["destination:commit-durable", "destination:committed-sent"] {
+        let (here, mut there) = hosts();
+        there.points = Arc::new(FaultPoints { fail_at: Some(point.into()), ..FaultPoints::default() });
+        let (a, b) = socket_pair();
+        let log = Arc::new(MarkLog::new());
+        let config = here.source(Uuid::new_v4(), &log, SECTION_NAMES);
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(run_source(config, a, &mut || {}, &mut || {})));
+            let mut session = DestinationSession::new(there.destination(), b).unwrap();
+            session.read_offer().unwrap();
+            session.answer(there.target(), vec![]).unwrap();
+            session.receive(&mut |_| {}).unwrap();
+            assert!(session.progress().zero_pages > 0 && session.progress().zero_pages < session.progress().pages);
+            session.prepared().unwrap();
+            assert_eq!(session.wait_commit().unwrap(), 1, "{point}");
+            assert!(matches!(session.resume(), Err(EngineError::Rehearsed { point: p }) if p == point));
+            assert!(there.states().iter().all(|s| *s == DeviceState::Running));
+            session.running().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_function_that_does_not_start_holds_no_other_back() {
+    let (here, there) = hosts();
+    there.devices[0].1.lock().unwrap().fail_at = Some(DeviceState::Running);
+    let (a, b) = socket_pair();
+    let log = Arc::new(MarkLog::new());
+    let config = here.source(Uuid::new_v4(), &log, SECTION_NAMES);
+    std::thread::scope(|scope| {
+        let source = scope.spawn(move || run_source(config, a, &mut || {}, &mut || {}).result);
+        let (config, target) = (there.destination(), there.target());
+        let mut session = DestinationSession::new(config, b).unwrap();
+        session.read_offer().unwrap();
+        session.answer(target, vec![]).unwrap();
+        session.receive(&mut |_| {}).unwrap();
+        session.prepared().unwrap();
+        session.wait_commit().unwrap();
+        assert_eq!(session.resume().unwrap_err().function(), Some("a"));
+        assert_eq!(there.states(), [DeviceState::Error, DeviceState::Running]);
+        session.running().unwrap();
+        let told = source.join().unwrap().unwrap_err().to_string();
+        assert!(told.contains("function a"), "{told}");
+    });
+}
+
+/// Drives a source up to the final pass of a session whose destination takes whatever comes.
+fn up_to_the_stop(here: &Host, there: &Host, then: impl FnOnce(&mut SourceSession)) {
+    let (a, b) = socket_pair();
+    let log = Arc::new(MarkLog::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| drop(run_destination(there.destination(), there.target(), b)));
+        let mut session = SourceSession::new(here.source(Uuid::new_v4(), &log, SECTION_NAMES), a).unwrap();
+        session.offer(serde_json::json!({})).unwrap();
+        session.start_tracking().unwrap();
+        session.memory_pass(&mut |_| {}).unwrap();
+        session.stop().unwrap();
+        then(&mut session);
+        session.abort("the test is over").unwrap();
+    });
+}
+
+#[test]
+fn memory_that_came_later_is_not_left_behind() {
+    let (here, there) = hosts();
+    up_to_the_stop(&here, &there, |session| {
+        let fd = towline_linux::memory::memfd("late", PAGE).unwrap();
+        here.memory.add_region(1 << 40, std::os::fd::AsFd::as_fd(&fd), 0, PAGE).unwrap();
+        let error = session.final_pass().unwrap_err();
+        assert!(matches!(&error, EngineError::Config { what } if what.contains("ranges")), "{error}");
+    });
+    assert!(here.states().iter().all(|s| *s == DeviceState::Running));
+}
+
+#[test]
+fn sections_have_one_limit_on_both_sides() {
+    let (here, there) = hosts();
+    up_to_the_stop(&here, &there, |session| {
+        session.final_pass().unwrap();
+        let before = session.wire_bytes();
+        let error = session.send_section("vcpu", &vec![0; MAX_SECTION_BYTES as usize + 1]).unwrap_err();
+        assert!(matches!(error, EngineError::Limit { limit: MAX_SECTION_BYTES, .. }), "{error}");
+        assert_eq!(session.wire_bytes(), before, "nothing is sent of it");
+        session.send_section("vcpu", &[0; 1 << 20]).unwrap();
+        let rest = vec![0; MAX_SECTION_BYTES as usize - (1 << 20) + 1];
+        assert!(matches!(session.send_section("empty", &rest), Err(EngineError::Limit { .. })));
+    });
+}
+
+/// Gives something more whenever it is read.
+struct Endless(Channel);
+
+impl StateChannel for Endless {
+    fn flags(&self) -> MigrationFlags {
+        self.0.flags()
+    }
+    fn state(&mut self) -> Result<DeviceState, ChannelError> {
+        self.0.state()
+    }
+    fn set_state(&mut self, to: DeviceState) -> Result<(), ChannelError> {
+        self.0.set_state(to)
+    }
+    fn read(&mut self, out: &mut [u8]) -> Result<ReadOutcome, ChannelError> {
+        out.fill(7);
+        Ok(ReadOutcome::Bytes(out.len()))
+    }
+    fn write(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        self.0.write(data)
+    }
+    fn pending(&mut self) -> Result<Pending, ChannelError> {
+        Ok(Pending { initial_bytes: 3 << 20, dirty_bytes: 1, stop_copy_bytes: 1 })
+    }
+    fn reset(&mut self) -> Result<(), ChannelError> {
+        self.0.reset()
+    }
+}
+
+#[test]
+fn a_device_that_never_has_given_all_ends_the_call_too() {
+    let (here, there) = hosts();
+    let (a, b) = socket_pair();
+    let log = Arc::new(MarkLog::new());
+    let mut config = here.source(Uuid::new_v4(), &log, SECTION_NAMES);
+    config.functions[1].channel = Box::new(Endless(Channel::new(&here.devices[1].1, 7, 1000)));
+    std::thread::scope(|scope| {
+        scope.spawn(|| drop(run_destination(there.destination(), there.target(), b)));
+        let mut session = SourceSession::new(config, a).unwrap();
+        session.offer(serde_json::json!({})).unwrap();
+        session.start_tracking().unwrap();
+        for _ in 0..2 {
+            let stats = session.precopy_state().unwrap();
+            // The estimate is 3 MiB and a byte, read by chunks of 1 MiB.
+            assert_eq!((stats.bytes, stats.initial_bytes_left, stats.dirty_bytes_left), (4 << 20, 3 << 20, 1));
+        }
+        session.abort("the test is over").unwrap();
+    });
 }
 
 #[test]

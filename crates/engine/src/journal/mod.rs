@@ -79,10 +79,10 @@ impl Journal {
         for entry in std::fs::read_dir(&dir).map_err(io_error(&dir, "list"))? {
             let path = entry.map_err(io_error(&dir, "list"))?.path();
             let Some(key) = path.file_name().and_then(|n| n.to_str()).and_then(parse_name) else { continue };
-            let bytes = read_capped(&path)?;
-            let session = match lines::parse(&bytes) {
-                Ok(parsed) => Session::sound(path, key, parsed)?,
-                Err(damage) => Session {
+            let session = match read_capped(&path)?.map(|bytes| lines::parse(&bytes)) {
+                Err(too_large) => Session { damaged: Some((0, too_large)), ..Session::new(path) },
+                Ok(Ok(parsed)) => Session::sound(path, key, parsed)?,
+                Ok(Err(damage)) => Session {
                     records: damage.before,
                     damaged: Some((damage.record, damage.what)),
                     ..Session::new(path)
@@ -152,12 +152,21 @@ impl Session {
                 path: self.path.display().to_string(),
                 record: *record,
                 what: what.clone(),
+                functions: self.functions(),
             });
         }
         if self.poisoned {
             return Err(FenceError::Poisoned { path: self.path.display().to_string() });
         }
         Ok(())
+    }
+
+    fn functions(&self) -> Vec<String> {
+        let opened = self.records.iter().find_map(|r| match r {
+            Record::Opened { functions, .. } => Some(functions.clone()),
+            _ => None,
+        });
+        opened.unwrap_or_default()
     }
 
     /// Writes one record and makes it durable.
@@ -244,14 +253,11 @@ fn parse_name(name: &str) -> Option<(Uuid, Role)> {
     Some((Uuid::try_parse(session).ok()?, role))
 }
 
-fn read_capped(path: &Path) -> Result<Vec<u8>, FenceError> {
+/// The bytes of a file, or why they are not worth reading: that is the damage of one session, not of all.
+fn read_capped(path: &Path) -> Result<Result<Vec<u8>, String>, FenceError> {
     let length = std::fs::metadata(path).map_err(io_error(path, "look at"))?.len();
     if length > MAX_FILE_BYTES {
-        return Err(FenceError::Damaged {
-            path: path.display().to_string(),
-            record: 0,
-            what: format!("the file has {length} bytes, the limit is {MAX_FILE_BYTES}"),
-        });
+        return Ok(Err(format!("the file has {length} bytes, the limit is {MAX_FILE_BYTES}")));
     }
-    std::fs::read(path).map_err(io_error(path, "read"))
+    std::fs::read(path).map(Ok).map_err(io_error(path, "read"))
 }

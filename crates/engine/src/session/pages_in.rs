@@ -13,6 +13,7 @@ pub(crate) struct PageReceiver {
     filled: Option<DirtyBitmap>,
     zeros: Vec<u8>,
     pub pages: u64,
+    pub zero_pages: u64,
     pub bytes: u64,
 }
 
@@ -23,7 +24,7 @@ impl PageReceiver {
     pub fn new(ranges: &[MemoryRange], page_size_bytes: u64, is_fresh: bool) -> Result<Self, EngineError> {
         let map = PageMap::new(ranges, page_size_bytes).map_err(|e| EngineError::Config { what: e.to_string() })?;
         let filled = is_fresh.then(|| DirtyBitmap::new(map.pages()));
-        Ok(Self { map, filled, zeros: vec![0; ZEROS_BYTES], pages: 0, bytes: 0 })
+        Ok(Self { map, filled, zeros: vec![0; ZEROS_BYTES], pages: 0, zero_pages: 0, bytes: 0 })
     }
 
     /// The number of the first page of a run that lies in one range of memory.
@@ -64,6 +65,8 @@ impl PageReceiver {
         });
         result?;
         self.pages = self.pages.saturating_add(pages.summary.pages);
+        let data_pages = pages.summary.data_bytes / self.map.page_size_bytes();
+        self.zero_pages = self.zero_pages.saturating_add(pages.summary.pages.saturating_sub(data_pages));
         self.bytes = self.bytes.saturating_add(pages.summary.data_bytes);
         Ok(())
     }

@@ -13,7 +13,8 @@ use crate::session::{CommitBy, set_state};
 
 impl DestinationSession {
     /// Waits for COMMIT, makes the commit durable and answers. When this returns `Ok`, this side owns the functions, whether the
-    /// source could be told or not; nothing runs yet.
+    /// source could be told or not; nothing runs yet. What goes wrong once the commit is durable is no error of this call, as it would
+    /// look like a rollback: [`DestinationSession::resume`] tells it.
     ///
     /// # Errors
     /// Before the commit is durable everything is rolled back, the refusal durable first. [`EngineError::CommitRefused`] where
@@ -89,13 +90,22 @@ impl DestinationSession {
         }
         self.timings.add("journal-commit", start);
         self.step = Step::Committed;
-        self.config.points.hit("destination:commit-durable")?;
-        if self.terms.commit == CommitBy::Session {
+        self.note_late("destination:commit-durable");
+        // As if it had not come so far: the source asks later.
+        if self.terms.commit == CommitBy::Session && self.late_error.is_none() {
             // Where this fails the source asks later; the ownership is decided.
-            let _ = self.say(&Message::Committed { epoch });
+            let journal_us = (self.timings.ms("journal-commit") * 1000.0) as u64;
+            let _ = self.say(&Message::Committed { epoch, journal_us });
         }
-        self.config.points.hit("destination:committed-sent")?;
+        self.note_late("destination:committed-sent");
         Ok(epoch)
+    }
+
+    /// A failure after the commit: nothing is taken back for it.
+    fn note_late(&mut self, point: &'static str) {
+        if let Err(error) = self.config.points.hit(point) {
+            self.late_error.get_or_insert(error);
+        }
     }
 
     /// The step has failed and was rolled back, durably; a source that has sent COMMIT is told so.
@@ -107,10 +117,13 @@ impl DestinationSession {
         Err(error)
     }
 
-    /// Starts the functions. Returns the instant (`CLOCK_MONOTONIC` in nanoseconds) from which the first may execute.
+    /// Starts the functions, all that can be started. Returns the instant (`CLOCK_MONOTONIC` in nanoseconds) from which the first may
+    /// execute.
     ///
     /// # Errors
-    /// [`EngineError::Channel`]: this side owns the functions all the same; [`DestinationSession::running`] tells the source.
+    /// [`EngineError::Channel`] of the first function that did not start; the others run. This side owns all of them;
+    /// [`DestinationSession::running`] tells the source. Otherwise what went wrong since the commit was durable; the functions run
+    /// then.
     pub fn resume(&mut self) -> Result<u64, EngineError> {
         self.expect("resume", &[Step::Committed])?;
         let start = Instant::now();
@@ -123,20 +136,29 @@ impl DestinationSession {
             self.resume_error = Some(error.to_string());
             return Err(error);
         }
+        if let Some(error) = self.late_error.take() {
+            return Err(error);
+        }
         self.config.points.hit("destination:resumed")?;
         Ok(resumed_ns)
     }
 
+    /// Nobody else will ever run them, so one that fails holds no other back.
     fn start_functions(&mut self) -> Result<(), EngineError> {
-        if self.functions.len() > 1 {
-            for function in self.functions.iter_mut().filter(|f| f.channel.flags().has_p2p()) {
-                set_state(function, DeviceState::RunningP2p, "resume, quiescent peer-to-peer")?;
+        let mut failed: Vec<(usize, EngineError)> = Vec::new();
+        let several = self.functions.len() > 1;
+        for (index, function) in self.functions.iter_mut().enumerate() {
+            if several && function.channel.flags().has_p2p() {
+                let result = set_state(function, DeviceState::RunningP2p, "resume, quiescent peer-to-peer");
+                failed.extend(result.err().map(|e| (index, e)));
             }
         }
-        for function in &mut self.functions {
-            set_state(function, DeviceState::Running, "resume")?;
+        for (index, function) in self.functions.iter_mut().enumerate() {
+            if !failed.iter().any(|(i, _)| *i == index) {
+                failed.extend(set_state(function, DeviceState::Running, "resume").err().map(|e| (index, e)));
+            }
         }
-        Ok(())
+        failed.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
     }
 
     /// Tells the source how resuming went. Returns whether it could be told: what it doesn't hear it asks for.

@@ -82,6 +82,8 @@ pub struct ReceiveProgress {
     pub rounds: u32,
     /// Pages in guest memory, each counted as often as it came.
     pub pages: u64,
+    /// Of these, pages of zeros: only their address came.
+    pub zero_pages: u64,
     /// Bytes of page content.
     pub memory_bytes: u64,
     /// Bytes of device state.
@@ -159,6 +161,8 @@ pub struct DestinationSession {
     /// The functions may hold foreign state.
     pub(super) touched: bool,
     pub(super) resume_error: Option<String>,
+    /// What went wrong between the durable commit and the start of the functions.
+    pub(super) late_error: Option<EngineError>,
     pub(super) resume_us: u64,
     pub(super) timings: Timings,
 }
@@ -198,6 +202,7 @@ impl DestinationSession {
             opened: false,
             touched: false,
             resume_error: None,
+            late_error: None,
             resume_us: 0,
             timings: Timings::default(),
         })
@@ -335,12 +340,6 @@ impl DestinationSession {
             return Err(self.misuse("abort"));
         }
         self.roll_back("ERR_TOWLINE_ABORTED", reason)
-    }
-
-    /// The functions as they are now, for the caller that keeps them; the session is over.
-    #[must_use]
-    pub fn into_functions(mut self) -> Vec<SessionFunction> {
-        std::mem::take(&mut self.functions)
     }
 
     /// How long each phase took so far.

@@ -97,6 +97,7 @@ impl DestinationSession {
                 let (Some(receiver), Some(memory)) = (&mut self.pages, &self.memory) else { return Ok(()) };
                 receiver.write(memory.as_ref(), &pages)?;
                 self.progress.pages = receiver.pages;
+                self.progress.zero_pages = receiver.zero_pages;
                 self.progress.memory_bytes = receiver.bytes;
                 Ok(())
             }

@@ -6,7 +6,7 @@ use towline_core::fsm::DeviceState;
 use towline_core::stream::SectionKind;
 
 use super::{SourceSession, Step, unexpected};
-use crate::dialogue::{AskOutcome, Digest, Message};
+use crate::dialogue::{AskOutcome, Digest, MAX_SECTION_BYTES, Message};
 use crate::error::{EngineError, FenceError};
 use crate::fence::{Record, Role};
 use crate::link::{FAREWELL, close};
@@ -32,13 +32,17 @@ pub struct CommitInfo {
     pub intent_ms: f64,
     /// Milliseconds from the first byte of COMMIT to the destination's answer.
     pub round_trip_ms: f64,
+    /// Milliseconds of making the commit durable at the destination, by its own clock and words; part of the round trip. 0 where
+    /// the caller carries the commit.
+    pub peer_journal_ms: f64,
 }
 
 impl SourceSession {
-    /// Sends one of the caller's sections; all that were offered, in their order. At most 1 GiB each.
+    /// Sends one of the caller's sections; all that were offered, in their order. At most [`MAX_SECTION_BYTES`] together.
     ///
     /// # Errors
-    /// [`EngineError::Config`] for another name than the next one, and those of the link.
+    /// [`EngineError::Config`] for another name than the next one and [`EngineError::Limit`] where they are too large together: nothing
+    /// has changed then. Those of the link.
     pub fn send_section(&mut self, name: &str, data: &[u8]) -> Result<(), EngineError> {
         self.expect("send_section", &[Step::Final])?;
         if self.config.sections.get(self.sections_sent).map(String::as_str) != Some(name) {
@@ -47,6 +51,12 @@ impl SourceSession {
                 what: format!("section {name:?} is not the next that was offered, that is {next:?}"),
             });
         }
+        let together = self.section_bytes.saturating_add(data.len() as u64);
+        if together > MAX_SECTION_BYTES {
+            let what = "bytes of the caller's sections";
+            return Err(EngineError::Limit { what, value: together, limit: MAX_SECTION_BYTES });
+        }
+        self.section_bytes = together;
         self.attempt(|s| {
             let start = Instant::now();
             let channel = section_channel(s.config.functions.len(), s.sections_sent);
@@ -128,11 +138,12 @@ impl SourceSession {
         self.timings.add("commit", start);
         let round_trip_ms = start.elapsed().as_secs_f64() * 1000.0;
         match answer {
-            Ok(Message::Committed { epoch: committed }) if committed == epoch => {
+            Ok(Message::Committed { epoch: committed, journal_us }) if committed == epoch => {
                 self.step = Step::Committed;
                 // Known and not undone by anything that follows.
                 self.config.points.hit("source:committed")?;
-                Ok(CommitInfo { epoch, intent_ms, round_trip_ms })
+                let peer_journal_ms = journal_us as f64 / 1000.0;
+                Ok(CommitInfo { epoch, intent_ms, round_trip_ms, peer_journal_ms })
             }
             Ok(Message::Refused { epoch: refused, reason }) if refused == epoch => {
                 self.step = Step::CommitRefused;
@@ -162,7 +173,7 @@ impl SourceSession {
         self.expect("intent", &[Step::Prepared])?;
         self.needs("intent", self.terms.commit == CommitBy::Caller)?;
         let intent_ms = self.make_intent(Step::Intended)?;
-        Ok(CommitInfo { epoch: self.epoch, intent_ms, round_trip_ms: 0.0 })
+        Ok(CommitInfo { epoch: self.epoch, intent_ms, round_trip_ms: 0.0, peer_journal_ms: 0.0 })
     }
 
     fn make_intent(&mut self, next: Step) -> Result<f64, EngineError> {

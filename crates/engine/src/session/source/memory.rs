@@ -93,11 +93,28 @@ impl SourceSession {
         failed
     }
 
+    /// Guest memory has the ranges that were offered and tracked: a range that came later would be left behind in silence.
+    pub(super) fn check_ranges(&self) -> Result<(), EngineError> {
+        let (mut now, mut then) = (self.config.memory.ranges(), self.ranges.clone());
+        now.sort_unstable();
+        then.sort_unstable();
+        if now == then {
+            return Ok(());
+        }
+        let what = format!(
+            "the ranges of guest memory have changed since the session began ({} then, {} now): leave them alone until it is over",
+            then.len(),
+            now.len()
+        );
+        Err(EngineError::Config { what })
+    }
+
     /// Whether a caller's memory can be complete at the destination, before anything says so.
     pub(super) fn check_caller_memory(&self) -> Result<(), EngineError> {
         if self.terms.memory == MemoryBy::Engine {
             return Ok(());
         }
+        self.check_ranges()?;
         if !self.harvested_last {
             return Err(EngineError::Config {
                 what:

@@ -26,7 +26,7 @@ use crate::dialogue::{
 };
 use crate::error::{EngineError, FenceError};
 use crate::faultpoints::FaultPoints;
-use crate::fence::{Fence, Record, Role, doubt_about};
+use crate::fence::{Fence, Record, Role, not_ours};
 use crate::link::Link;
 use crate::pacer::Pacer;
 use crate::wire::{LastWords, MEMORY_CHANNEL, Receiver, Sender};
@@ -100,6 +100,7 @@ pub struct SourceSession {
     pub(super) hole_pages: u64,
     pub(super) state: Vec<StateDigest>,
     pub(super) sections_sent: usize,
+    pub(super) section_bytes: u64,
     pub(super) timings: Timings,
     pub(super) chunk: Vec<u8>,
     pub(super) nonce: u64,
@@ -163,6 +164,7 @@ impl SourceSession {
             hole_pages: 0,
             state,
             sections_sent: 0,
+            section_bytes: 0,
             timings: Timings::default(),
             chunk: Vec::new(),
             nonce: 0,
@@ -183,6 +185,18 @@ impl SourceSession {
         Ok(())
     }
 
+    /// The caller, which moves memory, says that the destination's was never written: then pages that were never written here are not
+    /// dirty at first. Before the offer.
+    ///
+    /// # Errors
+    /// [`EngineError::Misuse`].
+    pub fn destination_memory_is_fresh(&mut self) -> Result<(), EngineError> {
+        self.expect("destination_memory_is_fresh", &[Step::New])?;
+        self.needs("destination_memory_is_fresh", self.terms.memory == MemoryBy::Caller)?;
+        self.peer_memory_is_fresh = true;
+        Ok(())
+    }
+
     /// Offers the migration; `descriptor` is the callers' own description of the functions. Stops nothing.
     ///
     /// With mismatches the session is over. Over a one-way link there are none to be heard: the destination's caller has them.
@@ -197,9 +211,9 @@ impl SourceSession {
     fn do_offer(&mut self, descriptor: Value) -> Result<OfferOutcome, EngineError> {
         let start = Instant::now();
         let ids = self.function_ids();
-        if let Some(doubt) = doubt_about(self.config.fence.as_ref(), &ids)? {
-            let why = format!("session {doubt} is in doubt about the same functions; recover it first");
-            return Err(FenceError::Refused { session: self.config.session, refused: "opened", why }.into());
+        if let Some(owner) = not_ours(self.config.fence.as_ref(), &ids)? {
+            let (session, why) = (self.config.session, owner.to_string());
+            return Err(FenceError::Refused { session, refused: "opened", why }.into());
         }
         self.epoch = self.config.fence.highest_epoch(&ids)?.saturating_add(1).max(self.least_epoch);
         let offer = Offer {
@@ -237,7 +251,7 @@ impl SourceSession {
         epoch_step_limit(answer.epoch_seen, self.epoch)?;
         if outcome.mismatches.is_empty() {
             outcome.rtt_ms = self.round_trip()?;
-            self.peer_memory_is_fresh = answer.memory_is_fresh;
+            self.peer_memory_is_fresh |= answer.memory_is_fresh;
             self.epoch = self.epoch.max(answer.epoch_seen.saturating_add(1));
             self.step = Step::Offered;
             self.config.points.hit("source:offered")?;
@@ -246,25 +260,6 @@ impl SourceSession {
         }
         self.timings.add("offer", start);
         Ok(outcome)
-    }
-
-    /// Measures the link by sending `bytes` (at most 1 GiB) of filler. Returns bytes per second.
-    ///
-    /// # Errors
-    /// As [`SourceSession::offer`]; [`EngineError::Limit`].
-    pub fn probe_bandwidth(&mut self, bytes: u64) -> Result<f64, EngineError> {
-        self.expect("probe_bandwidth", &[Step::Offered])?;
-        self.needs("probe_bandwidth", self.terms.duplex)?;
-        if bytes == 0 || bytes > 1 << 30 {
-            return Err(EngineError::Limit { what: "bytes of a bandwidth probe", value: bytes, limit: 1 << 30 });
-        }
-        self.attempt(|s| {
-            let start = Instant::now();
-            s.sender.filler(s.link.as_mut(), bytes)?;
-            s.round_trip()?;
-            s.timings.add("probe", start);
-            Ok(bytes as f64 / start.elapsed().as_secs_f64().max(1e-9))
-        })
     }
 
     /// Takes the session into both fences, starts every dirty source and marks what the first pass has to send.
@@ -291,8 +286,7 @@ impl SourceSession {
                 })?;
             }
             // After tracking began: what is written from here on is reported, what was written before is marked now.
-            // Of a caller's memory at the destination nothing is known.
-            let skip_holes = s.peer_memory_is_fresh && s.terms.memory == MemoryBy::Engine;
+            let skip_holes = s.peer_memory_is_fresh;
             s.hole_pages = mark_first_pass(s.config.memory.as_ref(), &s.ledger, &s.ranges, skip_holes);
             s.timings.add("start-tracking", start);
             if s.terms.memory == MemoryBy::Engine {
@@ -342,11 +336,6 @@ impl SourceSession {
     #[must_use]
     pub fn wire_bytes(&self) -> u64 {
         self.sender.wire_bytes()
-    }
-
-    /// Changes the limit of the passes before the stop.
-    pub fn set_bandwidth_limit(&mut self, bytes_per_s: Option<u64>) {
-        self.pacer.set_limit(bytes_per_s);
     }
 
     pub(super) fn function_ids(&self) -> Vec<String> {

@@ -51,7 +51,7 @@ impl Step {
         match self {
             Self::New => "offer, abort",
             Self::Offered if !terms.duplex => "start_tracking, abort",
-            Self::Offered => "probe_bandwidth, start_tracking, ping, abort",
+            Self::Offered => "start_tracking, ping, abort",
             Self::Tracking if by_caller => "harvest, precopy_state, quiesce, stop, abort",
             Self::Tracking => "memory_pass, precopy_state, quiesce, stop, ping, abort",
             Self::Quiesced if by_caller => "harvest, stop, abort",

@@ -59,8 +59,9 @@ pub struct FinalStats {
 }
 
 impl SourceSession {
-    /// Reads and sends device state of running functions that have PRE_COPY, until each has nothing more for now. The first call
-    /// brings them into PRE_COPY.
+    /// Reads and sends device state of running functions that have PRE_COPY, until each has nothing more for now, or has given what its
+    /// first estimate of this call said (at least one chunk): a device that changes faster than it is read ends the call too. The first
+    /// call brings them into PRE_COPY.
     ///
     /// # Errors
     /// [`EngineError::Channel`], and those of the link.
@@ -80,25 +81,31 @@ impl SourceSession {
                     set_state(function, DeviceState::PreCopy, "go to PRE_COPY")?;
                     digest.is_precopy = true;
                 }
-                loop {
+                let (mut given, mut bound) = (0_u64, None);
+                let last = loop {
                     s.config.cancel.check()?;
                     // Real devices update their estimates only when they are asked between reads. A failure costs the estimate.
                     let pending = function.channel.pending().ok();
+                    let estimate = pending.map_or(0, |p| p.initial_bytes.saturating_add(p.dirty_bytes));
+                    let bound = *bound.get_or_insert_with(|| estimate.max(CHUNK_BYTES as u64));
+                    if given >= bound {
+                        break pending;
+                    }
                     let outcome = function
                         .channel
                         .read(&mut s.chunk)
                         .map_err(channel_error(&function.id, "read state in PRE_COPY"))?;
-                    let ReadOutcome::Bytes(n) = outcome else {
-                        if let Some(pending) = pending {
-                            stats.initial_bytes_left = stats.initial_bytes_left.saturating_add(pending.initial_bytes);
-                            stats.dirty_bytes_left = stats.dirty_bytes_left.saturating_add(pending.dirty_bytes);
-                            stats.stop_copy_bytes = stats.stop_copy_bytes.saturating_add(pending.stop_copy_bytes);
-                        }
-                        break;
-                    };
+                    let ReadOutcome::Bytes(n) = outcome else { break pending };
                     digest.send(&mut s.sender, s.link.as_mut(), index, &function.id, &s.chunk, n)?;
+                    // A channel that gives nothing has to come to an end as well.
+                    given = given.saturating_add((n as u64).max(1));
                     stats.bytes += n as u64;
                     s.pacer.pace(n as u64, &s.config.cancel)?;
+                };
+                if let Some(pending) = last {
+                    stats.initial_bytes_left = stats.initial_bytes_left.saturating_add(pending.initial_bytes);
+                    stats.dirty_bytes_left = stats.dirty_bytes_left.saturating_add(pending.dirty_bytes);
+                    stats.stop_copy_bytes = stats.stop_copy_bytes.saturating_add(pending.stop_copy_bytes);
                 }
             }
             s.timings.add("precopy-state", start);
@@ -154,11 +161,13 @@ impl SourceSession {
     /// The last harvest, after the stop, then the last pages, then the device state of every function.
     ///
     /// # Errors
+    /// [`EngineError::Config`] where the ranges of guest memory are not those of the offer any more.
     /// Those of [`SourceSession::memory_pass`], and [`EngineError::Channel`].
     pub fn final_pass(&mut self) -> Result<FinalStats, EngineError> {
         self.expect("final_pass", &[Step::Stopped])?;
         self.needs("final_pass", self.terms.memory == MemoryBy::Engine)?;
         self.attempt(|s| {
+            s.check_ranges()?;
             let start = Instant::now();
             // A source that fails has all of memory marked; the pass stays complete, only longer.
             let mut stats = FinalStats { failed_sources: s.harvest_stopped(), ..FinalStats::default() };
