@@ -62,6 +62,7 @@ export type { Functions, MigrateOptions, ReceiveOptions, Sections, SideOptions }
 export { PHASES, type Phase, type PhaseTime } from './migration/phases.js';
 export type { MigrationPolicy } from './migration/policy.js';
 export { DIAGNOSTICS_CHANNEL, type MigrationEvent } from './migration/progress.js';
+export type { ReleaseFailure } from './migration/release.js';
 export type { MigrationReport, Outcome } from './migration/report.js';
 export { recover, type Recovered, type RecoverOptions } from './migration/recover.js';
 export { MigrationSession } from './migration/session.js';

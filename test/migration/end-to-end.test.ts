@@ -335,3 +335,25 @@ function streams(): [Link, Link] {
   const [x, y] = [new PassThrough(), new PassThrough()];
   return [end(x, y), end(y, x)];
 }
+
+test('a function that does not let go of itself is told, the others are released, and it is committed', async (t) => {
+  const pair = new Pair(t);
+  const [stays, stayed] = twins('stays');
+  const [goes, gone] = twins('goes');
+  const released: string[] = [];
+  for (const fn of [stays, goes]) {
+    Object.assign(fn, {
+      release: async () => {
+        released.push(fn.name);
+        if (fn === stays) throw new Error('it stays');
+      },
+    });
+  }
+  const { source } = await pair.move([stays, goes], [stayed, gone]);
+  if (source.status === 'rejected') throw source.reason as Error;
+  t.deepEqual(released, ['stays', 'goes']);
+  t.is(source.value.outcome, 'committed');
+  t.like(source.value.releaseFailures, [{ uuid: stays.uuid, name: 'stays', error: { message: 'it stays' } }]);
+  t.is(source.value.releaseFailures?.length, 1);
+  t.is(pair.journals.source.sessions()[0]?.verdict, 'released');
+});

@@ -338,3 +338,46 @@ test('a shutdown waits for the requests of other clients, and takes no new ones'
   await server.closed;
   t.deepEqual(order, ['work ended', 'host closed']);
 });
+
+test('a committed migration releases each function, and one that stays is told in the report', async (t) => {
+  const specs = ['one', 'two'].map((name): FunctionSpec => ({ kind: 'vf', name, uuid: crypto.randomUUID() }));
+  const [a, b] = await sides(t, 0n, specs);
+  const { to, end } = await receiveAt(b, ['one', 'two']);
+  const release = a.host.release.bind(a.host);
+  a.host.release = async (held) => {
+    if (held.fn.name === 'one') throw new TowlineError('ERR_TOWLINE_DEVICE', 'it stays', { function: held.fn.uuid });
+    await release(held);
+  };
+  const report = await a.client.call('migrate', { functions: ['one', 'two'], to });
+  t.is(report.outcome, 'committed');
+  t.like(report.releaseFailures, [{ uuid: specs[0]?.uuid, name: 'one', error: { code: 'ERR_TOWLINE_DEVICE' } }]);
+  t.is(report.releaseFailures?.length, 1);
+  await end;
+  t.deepEqual(
+    (await a.client.call('list', {})).functions.map((f) => f.name),
+    ['one'],
+  );
+});
+
+for (const kind of ['vf', 'siov'] as const) {
+  test(`a ${kind} that was migrated away leaves no memory behind`, async (t) => {
+    const [a, b] = await sides(t, 1n << 20n, [{ kind, name: 'f', uuid: crypto.randomUUID() }]);
+    const [held] = await a.host.functions();
+    const { to, end } = await receiveAt(b, ['f']);
+    const report = await a.client.call('migrate', { functions: ['f'], to });
+    t.like(report, { outcome: 'committed', releaseFailures: undefined });
+    await end;
+    t.is((await a.client.call('list', {})).functions.length, 0);
+    t.throws(() => held?.memory?.ranges(), { code: 'ERR_TOWLINE_CLOSED' });
+  });
+}
+
+test('the memory of a function that was released by itself goes as well', async (t) => {
+  const path = await directory(t);
+  const host = await openHost(path);
+  t.teardown(() => host.close());
+  const held = await host.provision(undefined, { kind: 'siov', name: 's' }, {});
+  await held.fn.release();
+  await host.release(held);
+  t.throws(() => held.memory?.ranges(), { code: 'ERR_TOWLINE_CLOSED' });
+});

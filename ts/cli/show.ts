@@ -53,6 +53,9 @@ export function showReport(out: Output, report: MigrationReport): void {
   out.line(
     `${report.outcome}: session ${report.session}, epoch ${report.epoch}${report.why === undefined ? '' : ` (${report.why})`}`,
   );
+  for (const { uuid, name, error } of report.releaseFailures ?? []) {
+    out.line(`not released here: ${name} (${uuid}): ${error.message}`);
+  }
   if (report.outcome !== 'dry-run') {
     // The destination can't tell how long the source had stopped before.
     const downtime = report.role === 'source' ? `downtime ${ms(report.downtimeMs)}, ` : '';

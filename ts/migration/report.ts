@@ -1,6 +1,7 @@
 import type { Forecast } from './forecast.js';
 import type { Mismatch } from './offer.js';
 import type { PhaseTime } from './phases.js';
+import type { ReleaseFailure } from './release.js';
 
 /**
  * How a migration ended.
@@ -36,4 +37,6 @@ export interface MigrationReport {
   phases: PhaseTime[];
   /** The one frozen before pre-copy; missing where it ended earlier. */
   forecast?: Forecast;
+  /** Functions that the destination runs, and that the source could not give back; missing where there is none. */
+  releaseFailures?: ReleaseFailure[];
 }

@@ -15,6 +15,7 @@ import { engine, SessionParts } from './parts.js';
 import { PhaseClock, type Phase } from './phases.js';
 import { completePolicy, decide, type CompletePolicy } from './policy.js';
 import { EventQueue } from './progress.js';
+import { releaseEach } from './release.js';
 import type { MigrationReport, Outcome } from './report.js';
 import { CallerStream } from './session-stream.js';
 import type { FinalStats, Measured, OfferOutcome, PrecopyStats, RoundStats, SourceTimings } from './steps.js';
@@ -271,7 +272,10 @@ class SourceMigration {
     this.#runsAgainAt = performance.now();
     await this.#phase('release', async () => {
       await native(() => session.release());
-      if (this.options.release !== false) for (const fn of this.functions) await fn.release?.();
+      if (this.options.release === false) return;
+      // They are the destination's, whatever fails here: that is told beside the outcome.
+      const failures = await releaseEach(this.functions, (fn) => fn.release?.());
+      if (failures.length > 0) this.#report.releaseFailures = failures;
     });
   }
 

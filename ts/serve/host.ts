@@ -3,7 +3,7 @@
  */
 import { EmbeddedControllingFunction, EmbeddedDriver, type EmbeddedOptions } from '../drivers/embedded.js';
 import type { ControllingFunction } from '../drivers/driver.js';
-import { TowlineError } from '../errors.js';
+import { isTowlineError, TowlineError } from '../errors.js';
 import { provisionFunction } from '../function/lifecycle.js';
 import type { ControlledFunction, FunctionSpec, Reason } from '../function/types.js';
 import type { WaitOptions } from '../abort.js';
@@ -137,7 +137,12 @@ export class Host {
 
   /** Gives a function back, and its memory. */
   async release({ fn, controlling, memory }: HeldFunction): Promise<void> {
-    if (memory !== undefined && controlling instanceof EmbeddedControllingFunction) await controlling.detachMemory(fn);
+    if (memory !== undefined && controlling instanceof EmbeddedControllingFunction) {
+      await controlling.detachMemory(fn).catch((error: unknown) => {
+        // A function that was released by itself, as `recover` does, may have gone, and its hold on the memory with it.
+        if (fn.state !== 'released' || !isTowlineError(error, 'ERR_TOWLINE_NOT_FOUND')) throw error;
+      });
+    }
     await fn.release();
     this.#rehearsals.get(controlling)?.remove(fn);
     memory?.close();

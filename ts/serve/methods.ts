@@ -8,6 +8,7 @@ import { receive } from '../migration/destination.js';
 import type { Migration } from '../migration/migration.js';
 import type { MigrationPolicy } from '../migration/policy.js';
 import type { MigrationReport } from '../migration/report.js';
+import { releaseEach } from '../migration/release.js';
 import { migrate } from '../migration/source.js';
 import { version } from '../version.js';
 import type { HeldFunction, Host } from './host.js';
@@ -170,6 +171,8 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
     const options = {
       to: params.text('to'),
       fence: host.journal,
+      // The host does it: the memory has to be detached before.
+      release: false,
       signal: context.signal,
       policy: readPolicy(params.nested('policy')),
       ...sharedMemory(found),
@@ -180,16 +183,13 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
       }),
     };
     return host.exclusively(found, REFUSED, async () => {
-      const report = await follow(
-        migrate(
-          found.map(({ fn }) => fn),
-          options,
-        ),
-        context,
-      );
-      // They are the destination's now: what is left of them here goes back to the controlling function.
-      if (report.outcome === 'committed') for (const held of found) await host.release(held);
-      return report;
+      const functions = found.map(({ fn }) => fn);
+      const report = await follow(migrate(functions, options), context);
+      if (report.outcome !== 'committed') return report;
+      // They are the destination's now: what is left of them here goes back to the controlling function, and their memory with it.
+      const parts = found.map((held) => ({ uuid: held.fn.uuid, name: held.fn.name, held }));
+      const releaseFailures = await releaseEach(parts, ({ held }) => host.release(held));
+      return releaseFailures.length === 0 ? report : { ...report, releaseFailures };
     });
   },
 
