@@ -49,7 +49,19 @@ export type StreamFrame =
       readonly bytes: number;
       /** Its type, where it has one. */ readonly message: string | null;
     }
-  | { readonly type: 'skipped'; readonly channel: number; readonly frameType: number; readonly bytes: number }
+  | {
+      /** Bytes of no meaning, by which the source measured the bandwidth before it copied anything. */
+      readonly type: 'filler';
+      readonly channel: number;
+      readonly bytes: number;
+    }
+  | {
+      /** An optional frame of a type that this release does not know: passed over, and checked all the same. */
+      readonly type: 'skipped';
+      readonly channel: number;
+      readonly frameType: number;
+      readonly bytes: number;
+    }
   | { readonly type: 'stream-end' };
 
 /** Where and why a stream is not whole. Nothing after it is read. */

@@ -109,6 +109,8 @@ export function describe(item: StreamItem): string {
       return `channel ${item.channel}: manifest of ${item.frames} frames, ${item.bytes} bytes`;
     case 'dialogue':
       return `dialogue: ${item.bytes} bytes${item.message === null ? '' : `, ${printable(item.message)}`}`;
+    case 'filler':
+      return `${item.bytes} bytes of filler, by which the bandwidth was measured`;
     case 'skipped':
       return `channel ${item.channel}: optional frame of unknown type ${item.frameType}, ${item.bytes} bytes`;
     case 'stream-end':

@@ -19,6 +19,9 @@ const kinds: Readonly<Record<string, SectionKind>> = {
   exposure: 'exposure',
 };
 
+/** `FILLER_TYPE` of crates/engine: optional, and unknown to the format itself. */
+const FILLER_TYPE = 0x7f01;
+
 function hex(format: unknown): string {
   return Array.isArray(format) ? Buffer.from(format as number[]).toString('hex') : String(format);
 }
@@ -40,13 +43,16 @@ function frame(event: RawEvent): StreamFrame {
         bytes: Number(event['bytes']),
         message: typeof event['message'] === 'string' ? event['message'] : null,
       };
+    case 'skipped':
+      return event['frameType'] === FILLER_TYPE
+        ? { type: 'filler', channel: Number(event['channel']), bytes: Number(event['bytes']) }
+        : (event as unknown as StreamFrame);
     case 'header':
     case 'state-chunk':
     case 'pages':
     case 'section-data':
     case 'round-end':
     case 'manifest':
-    case 'skipped':
     case 'stream-end':
       return event as unknown as StreamFrame;
     default:
