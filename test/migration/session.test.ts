@@ -359,6 +359,43 @@ test('misuse says what is allowed and changes nothing', async (t) => {
   t.deepEqual(both.verdicts(), ['released', 'run-destination']);
 });
 
+test('a session tells its states', async (t) => {
+  const both = vmms(t, 'session');
+  const states: string[] = [];
+  const watching = (async () => {
+    for await (const state of both.source.states()) states.push(state);
+  })();
+  await both.prepareBoth();
+  await both.commit();
+  await both.source.close();
+  await watching;
+  t.deepEqual(states, [
+    'new',
+    'offered',
+    'tracking',
+    'stopped',
+    'saved',
+    'prepared',
+    'committed',
+    'running',
+    'released',
+    'closed',
+  ]);
+});
+
+test('holes need not be moved to fresh memory', async (t) => {
+  const pages = async (freshDestination: boolean): Promise<number> => {
+    const both = vmms(t, 'session', { source: { freshDestination } });
+    const answering = both.destination.readOffer().then(() => both.destination.answer());
+    await both.source.offer();
+    await answering;
+    await both.source.startTracking();
+    return both.move();
+  };
+  t.is(await pages(false), 1024);
+  t.is(await pages(true), 256);
+});
+
 test('over a one-way stream the caller carries the commit', (t) => {
   const pair = new Pair(t);
   const send = async () => {};

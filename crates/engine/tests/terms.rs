@@ -336,6 +336,27 @@ fn a_source_that_fails_after_the_stop_costs_all_of_memory() {
     assert_eq!((harvest.failed_sources, harvest.dirty_pages), (1, s.ledger().pages()));
 }
 
+/// A quarter of the pages was never written.
+#[test]
+fn holes_need_not_be_moved_to_fresh_memory() {
+    let (here, _) = hosts();
+    let dirty = |is_fresh: bool| {
+        let log = Arc::new(MarkLog::new());
+        let (a, _b, _) = links(ONE_WAY);
+        let mut s = SourceSession::with_terms(here.source(Uuid::new_v4(), &log, &[]), ONE_WAY, a).unwrap();
+        if is_fresh {
+            s.destination_memory_is_fresh().unwrap();
+        }
+        s.offer(serde_json::Value::Null).unwrap();
+        s.start_tracking().unwrap();
+        assert!(matches!(s.destination_memory_is_fresh(), Err(EngineError::Misuse { .. })));
+        (s.ledger().dirty_pages(), s.ledger().pages())
+    };
+    let (all, pages) = dirty(false);
+    assert_eq!(all, pages);
+    assert_eq!(dirty(true), (pages / 4 * 3, pages));
+}
+
 #[test]
 fn terms_that_differ_are_a_mismatch() {
     let (here, there) = hosts();

@@ -58,6 +58,9 @@ struct ConfigJson {
     terms: Terms,
     /// Decimal; an epoch below is not taken.
     least_epoch: Option<Value>,
+    /// The caller knows that the destination's memory was never written.
+    #[serde(default)]
+    fresh_destination: bool,
     /// Of the link, in milliseconds; its own where this is missing, none where it is 0.
     idle_timeout_ms: Option<u32>,
 }
@@ -309,6 +312,9 @@ pub fn source_session(config_json: String, parts_object: Object<'_>) -> napi::Re
         record_to: config.record_path,
     };
     let mut session = SourceSession::with_terms(source, config.terms, parts.link).map_err(Fault::from)?;
+    if config.fresh_destination {
+        session.destination_memory_is_fresh().map_err(Fault::from)?;
+    }
     if let Some(epoch) = least_epoch {
         session.set_least_epoch(epoch).map_err(Fault::from)?;
     }
