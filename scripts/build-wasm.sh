@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds crates/core for wasm32-unknown-unknown. Where rustup has the target, plain cargo does it. Elsewhere the
-# standard library is built from source with Debian's rustc-web, whose sources and rust-lld belong together.
+# Builds crates/core for wasm32-unknown-unknown. Where the target is there, or rustup can add it, plain cargo does it.
+# Elsewhere the standard library is built from source with Debian's rustc-web, whose sources and rust-lld belong together.
 # The last line of output is the path of the built library.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +13,11 @@ has_target() {
   local libdir
   libdir=$(rustc --print target-libdir --target "$target" 2>/dev/null) && compgen -G "$libdir/libcore-*.rlib" >/dev/null
 }
+
+if ! has_target && command -v rustup >/dev/null; then
+  # Without a network, or with a toolchain that is not rustup's, this fails; then the other way is left.
+  rustup target add "$target" >&2 || echo "rustup could not add $target: trying Debian's packages" >&2
+fi
 
 if has_target; then
   cargo "${args[@]}" >&2
