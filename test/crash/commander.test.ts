@@ -152,8 +152,7 @@ const functions = (side: Serving, wanted: number): Promise<number> =>
 
 for (const phase of PHASES.filter((p) => !NOT_TOLD.has(p))) {
   test(`the commander dies in the phase ${phase}`, async (t) => {
-    t.timeout(180_000);
-    const { signal, source, destination, finding } = await limited(() => commanded('migrate', phase));
+    const { signal, source, destination, finding } = await limited(t, () => commanded('migrate', phase));
     t.is(signal, 'SIGKILL', 'the phase was never told');
     t.like(source, [{ verdict: 'released' }]);
     t.like(destination, [{ verdict: 'run-destination' }]);
@@ -162,8 +161,7 @@ for (const phase of PHASES.filter((p) => !NOT_TOLD.has(p))) {
 }
 
 test('the commander of the receiving side dies', async (t) => {
-  t.timeout(180_000);
-  const { signal, source, destination, finding } = await limited(() => commanded('receive', 'listening'));
+  const { signal, source, destination, finding } = await limited(t, () => commanded('receive', 'listening'));
   t.is(signal, 'SIGKILL');
   t.like(source, [{ verdict: 'released' }]);
   t.like(destination, [{ verdict: 'run-destination' }]);

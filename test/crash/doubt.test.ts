@@ -1,11 +1,11 @@
 /** A source in doubt: what it may not do, and the two ways out. */
-import test from 'ava';
+import test, { type ExecutionContext } from 'ava';
 import { limited } from './limited.js';
 import { Stage } from './stage.js';
 
 /** A source whose destination dies with COMMIT in its hands. */
-async function inDoubt(work: (stage: Stage, session: string) => Promise<void>): Promise<void> {
-  await limited(async () => {
+async function inDoubt(t: ExecutionContext, work: (stage: Stage, session: string) => Promise<void>): Promise<void> {
+  await limited(t, async () => {
     const stage = new Stage();
     try {
       await stage.begin();
@@ -22,8 +22,7 @@ async function inDoubt(work: (stage: Stage, session: string) => Promise<void>): 
 }
 
 test('nobody answers: the doubt stays, and nothing runs', async (t) => {
-  t.timeout(180_000);
-  await inDoubt(async ({ source }, session) => {
+  await inDoubt(t, async ({ source }, session) => {
     // A port that was just closed.
     const peer = await source.holder.call('receive', {});
     await source.holder.call('hangUp');
@@ -36,20 +35,23 @@ test('nobody answers: the doubt stays, and nothing runs', async (t) => {
 });
 
 test('a function in doubt does not migrate, and the attempt does not let it run', async (t) => {
-  t.timeout(180_000);
-  await inDoubt(async ({ source, destination }, session) => {
+  await inDoubt(t, async ({ source, destination }, session) => {
     await destination.restart();
     const to = await destination.holder.call('receive', {});
-    const { code } = await source.holder.call('migrate', { to });
-    t.is(code, 'ERR_TOWLINE_ROLLED_BACK');
+    const { code, outcome } = await source.holder.call('migrate', { to });
+    t.is(code, 'ERR_TOWLINE_IN_DOUBT');
+    t.is(outcome, 'rolled-back');
     t.deepEqual(await source.holder.call('look'), { device: 'stop-copy', tenantRuns: false });
     t.like(await source.holder.call('recover', {}), [{ session, verdict: 'in-doubt' }]);
+    // The doubt is still that of the first session, so settling it resumes the function.
+    const recovered = await source.holder.call('recover', { peer: to });
+    t.like(recovered, [{ session, verdict: 'resume-source', settled: [{ action: 'resumed' }] }]);
+    t.deepEqual(await source.holder.call('look'), { device: 'running', tenantRuns: false });
   });
 });
 
 test('a destination that is declared dead frees the source, and is refused when it comes back', async (t) => {
-  t.timeout(180_000);
-  await inDoubt(async (stage, session) => {
+  await inDoubt(t, async (stage, session) => {
     const { source, destination, witness } = stage;
     await source.holder.call('declareDestinationDead', { session });
     t.like(await source.holder.call('sessions'), [{ session, state: 'declared-dead', verdict: 'resume-source' }]);
@@ -66,8 +68,7 @@ test('a destination that is declared dead frees the source, and is refused when 
 });
 
 test('a destination is declared dead only where the source is in doubt', async (t) => {
-  t.timeout(180_000);
-  await inDoubt(async ({ source, destination }, session) => {
+  await inDoubt(t, async ({ source, destination }, session) => {
     await destination.restart();
     const peer = await destination.holder.call('receive', {});
     t.like(await source.holder.call('recover', { peer }), [{ session, verdict: 'resume-source', answer: 'refused' }]);
@@ -76,8 +77,7 @@ test('a destination is declared dead only where the source is in doubt', async (
 });
 
 test('a function that came back out of doubt migrates again', async (t) => {
-  t.timeout(180_000);
-  await inDoubt(async ({ source, destination, witness }) => {
+  await inDoubt(t, async ({ source, destination, witness }) => {
     await destination.restart();
     const peer = await destination.holder.call('receive', {});
     await source.holder.call('recover', { peer });

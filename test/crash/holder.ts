@@ -67,6 +67,7 @@ class Holder {
       recover: ({ peer, timeoutMs }) =>
         recover({
           journal: this.#now.journal,
+          functions: [this.#now.fn],
           ...(peer === undefined ? {} : { peer }),
           ...(timeoutMs === undefined ? {} : { timeoutMs }),
         }),
@@ -75,7 +76,9 @@ class Holder {
         return null;
       },
       runAgain: async () => {
-        await this.#now.fn.channel().setState('running');
+        // `recover` has resumed a function that it found to be held here.
+        const channel = this.#now.fn.channel();
+        if ((await channel.state()) !== 'running') await channel.setState('running');
         this.#resume();
         return null;
       },
@@ -200,7 +203,9 @@ class Holder {
   }
 
   async #look(): Promise<Look> {
-    return { device: await this.#now.fn.channel().state(), tenantRuns: this.#tenantRuns };
+    const { fn } = this.#now;
+    const device = fn.state === 'released' ? fn.state : await fn.channel().state();
+    return { device, tenantRuns: this.#tenantRuns };
   }
 
   async #work(commands: number): Promise<null> {

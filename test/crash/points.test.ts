@@ -18,8 +18,7 @@ const COMMITTED = new Set([
 
 for (const point of faultPoints()) {
   test(`killed at ${point}`, async (t) => {
-    t.timeout(180_000);
-    const facts = await limited(() => crash({ killAt: point }));
+    const facts = await limited(t, () => crash({ killAt: point }));
     t.deepEqual(judge(facts), []);
     // COMMIT may have left with the last breath of the source, or not.
     const allowed = COMMITTED.has(point)

@@ -50,7 +50,7 @@ export interface Ended {
 
 /** What a holder has at this moment. */
 export interface Look {
-  /** Of the device, by its own word. */
+  /** Of the device, by its own word; `released` where it was given back. */
   device: string;
   /** Whether there is a tenant whose CPU runs. */
   tenantRuns: boolean;

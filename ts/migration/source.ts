@@ -291,7 +291,8 @@ class SourceMigration {
   async #undo(error: unknown): Promise<MigrationReport> {
     const cause = this.options.signal?.aborted && !this.#intent ? abortError(this.options.signal) : unwrapFault(error);
     if (this.#committed) return this.#committedThere(cause);
-    if (cause.code === 'ERR_TOWLINE_IN_DOUBT') return this.#doubt(cause);
+    // Without an intent of this session the doubt is an earlier one's, and stays that.
+    if (this.#intent && cause.code === 'ERR_TOWLINE_IN_DOUBT') return this.#doubt(cause);
     const failures: unknown[] = [];
     const attempt = async (work: () => unknown) => {
       try {
@@ -309,7 +310,7 @@ class SourceMigration {
     const { resume } = this.options;
     if (this.#paused && resume) await attempt(() => hook('resume', resume));
     const report = this.#finish('rolled-back', cause.message);
-    if (cause.code === 'ERR_TOWLINE_ABORTED') throw withReport(cause, report);
+    if (cause.code === 'ERR_TOWLINE_ABORTED' || cause.code === 'ERR_TOWLINE_IN_DOUBT') throw withReport(cause, report);
     throw new TowlineError('ERR_TOWLINE_ROLLED_BACK', `nothing moved: ${cause.message}`, {
       cause,
       details: { report, failures: failures.map((f) => unwrapFault(f).toJSON()) },
