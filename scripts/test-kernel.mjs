@@ -32,10 +32,21 @@ async function isInstalled(name) {
   return (await Promise.allSettled(found)).some((result) => result.status === 'fulfilled');
 }
 
+/** Debian's tools that a fresh machine lacks. What can't be had is told by {@link obstacle}. */
+async function installTools() {
+  if ((await isInstalled('mmdebstrap')) && (await isInstalled('cpio')) && (await isInstalled('xz'))) return;
+  if (!(await isInstalled('apt-get'))) return;
+  await run('apt-get', ['update', '-q'], { echo: 'stderr' });
+  await run('apt-get', ['install', '-y', '-q', '--no-install-recommends', 'mmdebstrap', 'cpio', 'xz-utils'], {
+    echo: 'stderr',
+  });
+}
+
 /** Why it can't run here, if it can't. @returns {Promise<string | undefined>} */
 async function obstacle() {
   if (process.platform !== 'linux' || process.arch !== 'x64') return 'it needs Linux on x86-64';
   if (process.getuid?.() !== 0) return 'it needs root, for chroot and mounts in a namespace of its own';
+  await installTools();
   for (const tool of ['mmdebstrap', 'unshare', 'chroot', 'xz', 'cpio', 'timeout'])
     if (!(await isInstalled(tool))) return `it needs ${tool}`;
   const { code } = await run('unshare', ['--mount', '--propagation', 'private', 'true'], { echo: 'hide' });
@@ -66,9 +77,15 @@ async function suite() {
       await chmod(program, 0o755);
     }
     const boot = ['--kill-after=5', String(guestSeconds), join(here, 'boot.sh'), guestRoot, folder];
-    const guest = await run('timeout', boot);
     const names = programs.map(({ example }, n) => `${n}-${example}`);
-    const counts = parseGuestConsole(guest.stdout, names);
+    let guest = await run('timeout', boot);
+    let counts = parseGuestConsole(guest.stdout, names);
+    if (counts.passed === 0) {
+      // Emulated timers on a busy machine: its kernel may give up before it has started anything of ours.
+      process.stdout.write('the guest did not come as far as its programs; once more\n');
+      guest = await run('timeout', boot);
+      counts = parseGuestConsole(guest.stdout, names);
+    }
     return guest.code === 0 ? counts : sum(counts, lost(`QEMU ended with ${guest.code}: ${lastLine(guest.stderr)}`));
   } finally {
     await rm(folder, { recursive: true, force: true });
