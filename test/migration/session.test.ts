@@ -386,11 +386,13 @@ test('a session tells its states', async (t) => {
 test('holes need not be moved to fresh memory', async (t) => {
   const pages = async (freshDestination: boolean): Promise<number> => {
     const both = vmms(t, 'session', { source: { freshDestination } });
-    const answering = both.destination.readOffer().then(() => both.destination.answer());
+    const receiving = t.throwsAsync(both.receive());
     await both.source.offer();
-    await answering;
     await both.source.startTracking();
-    return both.move();
+    const moved = await both.move();
+    await both.source.abort();
+    await receiving;
+    return moved;
   };
   t.is(await pages(false), 1024);
   t.is(await pages(true), 256);

@@ -179,7 +179,7 @@ export class SourceSession implements AsyncDisposable {
   }
 
   /**
-   * Offers the functions. Stops nothing. Over a one-way stream nobody answers: the destination's caller learns of mismatches, and has to
+   * Offers the functions. Stops nothing. Resolves once the destination has answered and waits in `receive`. Over a one-way stream nobody answers: the destination's caller learns of mismatches, and has to
    * say so by its own means.
    *
    * @throws TowlineError `ERR_TOWLINE_MISMATCH` with every reason against it in `details.mismatches`, and `ERR_TOWLINE_STATE` for a function
