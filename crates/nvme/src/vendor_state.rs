@@ -9,8 +9,8 @@ use crate::wire::DecodeError;
 
 mod records;
 pub use records::{
-    AdminQueueState, AsyncEventState, Compatibility, FeatureHeader, FeatureValue, InterruptState, MsixEntry,
-    NamespaceIdentity, RegisterState,
+    AdminQueueState, AsyncEventState, Compatibility, FeatureHeader, FeatureValue, InterruptState, MAX_FEATURES,
+    MsixEntry, NamespaceIdentity, RegisterState,
 };
 
 /// The UUID of this format, in the list of controller state formats (CNS 20h).

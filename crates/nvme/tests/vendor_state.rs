@@ -5,8 +5,8 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use towline_nvme::vendor_state::{
-    AdminQueueState, AsyncEventState, Compatibility, FeatureValue, InterruptState, MsixEntry, NamespaceIdentity,
-    RegisterState, VendorState,
+    AdminQueueState, AsyncEventState, Compatibility, FeatureValue, InterruptState, MAX_FEATURES, MsixEntry,
+    NamespaceIdentity, RegisterState, VendorState,
 };
 use towline_nvme::wire::DecodeError;
 
@@ -134,7 +134,7 @@ fn another_version_magic_or_tail_is_refused() {
 
 #[test]
 fn lists_over_their_caps_are_refused_both_ways() {
-    let over = VendorState { features: vec![FeatureValue::default(); 257], ..Default::default() };
+    let over = VendorState { features: vec![FeatureValue::default(); MAX_FEATURES + 1], ..Default::default() };
     assert!(matches!(over.encode(), Err(DecodeError::Limit { .. })));
     let long = FeatureValue { data: vec![0; 4097], ..Default::default() };
     assert!(VendorState { features: vec![long], ..Default::default() }.encode().is_err());
@@ -147,4 +147,16 @@ fn lists_over_their_caps_are_refused_both_ways() {
     let features = 8 + (8 + 24) + (8 + 48) + 8;
     bytes[features..features + 4].fill(0xff);
     assert!(matches!(VendorState::decode(&bytes), Err(DecodeError::Limit { .. })));
+}
+
+/// Interrupt Vector Configuration is one value for each vector, and the other features come beside it.
+#[test]
+fn the_most_features_round_trip() {
+    let mut features: Vec<FeatureValue> = (0..2048u32)
+        .map(|vector| FeatureValue { fid: 9, selector: vector, value: 1 << 16 | vector, ..Default::default() })
+        .collect();
+    features.extend((0..=255).map(|fid| FeatureValue { fid, nsid: 1, ..Default::default() }));
+    assert_eq!(features.len(), MAX_FEATURES);
+    let state = VendorState { features, ..Default::default() };
+    assert_eq!(VendorState::decode(&state.encode().unwrap()).unwrap(), state);
 }

@@ -3,8 +3,8 @@
 use crate::wire::{DecodeError, records};
 use crate::wire_struct;
 
-/// Most features in a state.
-pub const MAX_FEATURES: usize = 256;
+/// Most features in a state: Interrupt Vector Configuration once for each vector, and one for each other feature identifier.
+pub const MAX_FEATURES: usize = MAX_MSIX_VECTORS + 256;
 /// Longest data of one feature in bytes.
 pub const MAX_FEATURE_DATA_BYTES: usize = 4096;
 /// Most outstanding asynchronous event requests in a state: AERL is 0's-based and 8 bits wide.
