@@ -214,7 +214,8 @@ wire_struct! {
         cntlid: u16 = 2,
         /// Number of tracked memory changed descriptors (NTMCD).
         count: u32 = 4,
-        /// Granularity of the report (RPMPG). In what unit is not settled among readings: for display only.
+        /// Granularity of the report (RPMPG). Its unit is not settled among readings, so it is for display only. The model fills
+        /// it as Track Send asks for it and as [`TrackResources::granularity`] tells it: a power of two of 4 KiB.
         page_granularity: u16 = 8,
     }
 }

@@ -128,7 +128,8 @@ impl Engine {
             let suspended = target.suspension == Suspension::Suspended;
             let attributes =
                 (u8::from(more) * TrackedMemoryHeader::MORE) | (u8::from(suspended) * TrackedMemoryHeader::SUSPENDED);
-            let header = TrackedMemoryHeader { attributes, cntlid, ..TrackedMemoryHeader::default() };
+            let page_granularity = tracking.granularity();
+            let header = TrackedMemoryHeader { attributes, cntlid, page_granularity, ..TrackedMemoryHeader::default() };
             let report = TrackedMemory { header, ranges };
             let sent = dma.scatter(&segments, &report.encode());
             if sent.is_err() {

@@ -8,7 +8,7 @@ use towline_core::dirty::{DirtyBitmap, PageMap};
 use towline_core::memory::MemoryRange;
 
 use super::signal::lock;
-use crate::track::ChangedRange;
+use crate::track::{ChangedRange, GRANULARITY_UNIT_BYTES};
 
 /// Finest granularity as a power of two of 4 KiB (Identify MINMRTG).
 pub(crate) const MIN_GRANULARITY: u8 = 0;
@@ -44,6 +44,11 @@ impl Tracking {
             return None;
         }
         Some(Self { bitmap: DirtyBitmap::new(map.pages()), map, harvested: Mutex::new(VecDeque::new()) })
+    }
+
+    /// As a power of two of 4 KiB.
+    pub(crate) fn granularity(&self) -> u16 {
+        (self.map.page_size_bytes() / GRANULARITY_UNIT_BYTES).checked_ilog2().map_or(0, |power| power as u16)
     }
 
     pub(crate) fn mark(&self, gpa: u64, len: u64) {
