@@ -10,7 +10,7 @@ use super::dma::Dma;
 use super::events::Events;
 use super::faults::{FaultId, Faults};
 use super::features::Features;
-use super::front::{CSTS_RDY, Front, MPS_MAX, Presence};
+use super::front::{CSTS_RDY, Front, MPS_MAX, Presence, SHUTDOWN_COMPLETE};
 use super::interrupts::{InterruptSink, Vectors};
 use super::log::{ErrorLog, Stats};
 use super::migrate::Staged;
@@ -160,10 +160,22 @@ impl Engine {
         if events.reset {
             self.reset();
         }
+        // A shutdown of a disabled controller is over once nobody asks for it any more.
+        if events.shutdown == 0 && self.run == Run::Disabled {
+            lock(&self.front).set_shutdown_status(0);
+        }
         if events.enable && self.run == Run::Disabled {
             self.enable();
         }
-        if events.shutdown != 0 && matches!(self.run, Run::Ready | Run::Disabled) {
+        // CC.SHN is a level and is looked at with every step; CSTS.SHST says whether it has been obeyed. An enabled controller
+        // that was shut down is in another state.
+        let obeyed = lock(&self.front).shutdown_status() == SHUTDOWN_COMPLETE;
+        let asked = match self.run {
+            Run::Ready => true,
+            Run::Disabled | Run::Failed => !obeyed,
+            Run::ShutDown => false,
+        };
+        if events.shutdown != 0 && asked {
             self.shut_down();
         }
     }
@@ -214,7 +226,7 @@ impl Engine {
         self.next_sq = 0;
         self.events = Events::default();
         self.features = Features::default();
-        self.vectors.clear();
+        self.vectors.clear_pending();
         self.staged = None;
         self.run = Run::Disabled;
         self.suspension = Suspension::Active;
@@ -233,6 +245,7 @@ impl Engine {
     /// Function level reset.
     pub(crate) fn function_reset(&mut self) {
         self.clear();
+        self.vectors.clear();
         lock(&self.front).clear();
         self.cascade(true);
     }
@@ -248,17 +261,20 @@ impl Engine {
     }
 
     fn shut_down(&mut self) {
-        // Nothing is cached here; what was written is made durable, as the host expects of a normal shutdown.
-        for disk in self.disks.iter().filter(|disk| self.attached.contains(&disk.nsid)) {
-            if disk.flush().is_err() {
-                self.errors.note_internal();
+        // Nothing is cached here; what was written is made durable, as the host expects of a normal shutdown. A controller that
+        // failed promises nothing any more: it only lets the host go on. CSTS.CFS stays until a reset.
+        if self.run != Run::Failed {
+            for disk in self.disks.iter().filter(|disk| self.attached.contains(&disk.nsid)) {
+                if disk.flush().is_err() {
+                    self.errors.note_internal();
+                }
             }
         }
         self.parked.clear();
         if self.run == Run::Ready {
             self.run = Run::ShutDown;
         }
-        lock(&self.front).set_shutdown_status(2);
+        lock(&self.front).set_shutdown_status(SHUTDOWN_COMPLETE);
         self.settle_suspension();
         if let Some(inner) = self.subsystem.as_ref().and_then(Weak::upgrade) {
             inner.primary_reset(false);
@@ -285,8 +301,10 @@ impl Engine {
     }
 
     /// Takes a secondary controller offline: it loses its queues and vectors, and its registers say CFS.
+    /// Tracking ends: the next tenant's writes are none of who tracked the last one's.
     pub(crate) fn go_offline(&mut self, presence: Presence) {
         self.clear();
+        self.set_tracking(None);
         self.queues = 0;
         self.vectors_max = 0;
         self.vectors.resize(0);

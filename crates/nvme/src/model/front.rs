@@ -20,6 +20,8 @@ pub(crate) const CC_EN: u32 = 1;
 pub(crate) const CSTS_RDY: u32 = 1;
 pub(crate) const CSTS_CFS: u32 = 2;
 const CSTS_SHST: u32 = 0b1100;
+/// CSTS.SHST: shutdown processing complete.
+pub(crate) const SHUTDOWN_COMPLETE: u32 = 2;
 const CC_SHN: u32 = 0b11 << 14;
 /// Bits of CC and AQA that are not reserved.
 const CC_BITS: u32 = 0x01ff_fff1;
@@ -114,6 +116,10 @@ impl Front {
 
     pub(crate) fn set_shutdown_status(&mut self, status: u32) {
         self.csts = self.csts & !CSTS_SHST | status << 2;
+    }
+
+    pub(crate) fn shutdown_status(&self) -> u32 {
+        (self.csts & CSTS_SHST) >> 2
     }
 
     /// Takes what was written to CC; the reset is handed out once.

@@ -23,9 +23,16 @@ impl Vectors {
         self.pending = vec![false; usize::from(count)];
     }
 
+    /// Forgets what is pending. The mask bits are in the MSI-X table, which belongs to the function, not to the controller:
+    /// a Controller Reset leaves it alone (PCI Base, MSI-X table; Base 2.1, 3.7.2).
+    pub(crate) fn clear_pending(&mut self) {
+        self.pending.fill(false);
+    }
+
+    /// What a function level reset does to the table.
     pub(crate) fn clear(&mut self) {
         self.masked.fill(false);
-        self.pending.fill(false);
+        self.clear_pending();
     }
 
     pub(crate) fn set_pending(&mut self, vector: u16) {

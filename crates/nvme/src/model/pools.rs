@@ -93,10 +93,11 @@ impl Inner {
         if command.action == VirtualizationAction::AllocatePrimary {
             return self.allocate_primary(command);
         }
+        // Whoever makes or removes a function holds the pools: what is found now is there until the command is done.
+        let mut pools = lock(&self.pools);
         let secondary =
             self.controller(command.cntlid).filter(|c| matches!(c.kind(), ControllerKind::Vf | ControllerKind::Siov));
         let secondary = secondary.ok_or(StatusCode::InvalidControllerIdentifier)?;
-        let mut pools = lock(&self.pools);
         match command.action {
             VirtualizationAction::Assign => {
                 if secondary.online() {
@@ -186,10 +187,7 @@ impl Inner {
                 ControllerKind::Pf => controller.with(|engine| engine.set_tracking(None)),
                 ControllerKind::Vf | ControllerKind::Siov => {
                     let presence = offline_presence(&controller, pools.num_vfs);
-                    controller.with(|engine| {
-                        engine.set_tracking(None);
-                        engine.go_offline(presence);
-                    });
+                    controller.with(|engine| engine.go_offline(presence));
                 }
             }
         }

@@ -6,7 +6,7 @@ use super::admin::MAX_ASYNC_EVENTS;
 use super::engine::{Engine, Run, Suspension};
 use super::events::Events;
 use super::features::Features;
-use super::front::{CC_EN, CSTS_CFS, CSTS_RDY, MPS_MAX, VERSION};
+use super::front::{CC_EN, CSTS_CFS, CSTS_RDY, MPS_MAX, SHUTDOWN_COMPLETE, VERSION};
 use super::interrupts::Vectors;
 use super::queue::{CompletionQueue, SubmissionQueue};
 use super::signal::lock;
@@ -16,8 +16,6 @@ use crate::vendor_state::{
     AdminQueueState, AsyncEventState, Compatibility, InterruptState, MsixEntry, NamespaceIdentity, RegisterState,
     VendorState,
 };
-
-const SHST_COMPLETE: u32 = 2;
 
 /// A checked vendor specific part.
 struct Checked {
@@ -212,7 +210,7 @@ impl Engine {
         let page_size = 4096u64 << mps;
         let run = match (registers.csts & CSTS_CFS != 0, registers.csts >> 2 & 3, registers.csts & CSTS_RDY != 0) {
             (true, ..) => Run::Failed,
-            (_, SHST_COMPLETE, true) => Run::ShutDown,
+            (_, SHUTDOWN_COMPLETE, true) => Run::ShutDown,
             (_, _, true) => Run::Ready,
             (_, _, false) => Run::Disabled,
         };

@@ -323,3 +323,78 @@ fn uuid_text(uuid: &[u8; 16]) -> String {
     let cut = [0..8, 8..12, 12..16, 16..20, 20..32];
     cut.into_iter().filter_map(|range| hex.get(range)).collect::<Vec<_>>().join("-")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::resources::{Resource, VirtualizationAction, VirtualizationManagement};
+    use crate::status::StatusCode;
+
+    fn open() -> Arc<Subsystem> {
+        Subsystem::open(SubsystemConfig { uuid: [7; 16], ..SubsystemConfig::default() }).unwrap()
+    }
+
+    /// A function is removed while an Assign that names it waits for the pools.
+    #[test]
+    fn nothing_is_assigned_to_a_function_that_is_being_removed() {
+        let subsystem = open();
+        let cntlid = subsystem.create_siov().unwrap();
+        let inner = &subsystem.inner;
+        let command = VirtualizationManagement {
+            action: VirtualizationAction::Assign,
+            resource: Resource::Queues,
+            cntlid,
+            count: 2,
+        };
+        let removed = thread::scope(|scope| {
+            let pools = lock(&inner.pools);
+            let assign = scope.spawn(|| inner.manage(&command));
+            // Time enough to look the function up before the pools are free.
+            thread::sleep(Duration::from_millis(100));
+            let removed = lock(&inner.controllers).remove(&cntlid);
+            drop(pools);
+            assert_eq!(assign.join().unwrap(), Err(StatusCode::InvalidControllerIdentifier));
+            removed
+        });
+        assert!(lock(&inner.pools).assigned.is_empty(), "resources of a function that is gone");
+        removed.unwrap().close();
+        // The counterpart: one that is there gets them.
+        let cntlid = subsystem.create_siov().unwrap();
+        assert_eq!(inner.manage(&VirtualizationManagement { cntlid, ..command }), Ok(2));
+        assert_eq!(lock(&inner.pools).assigned.get(&cntlid), Some(&(2, 0)));
+    }
+
+    /// A shutdown that stays asked for is carried out once: whatever is done afterwards is not undone by it.
+    #[test]
+    fn a_disabled_controller_shuts_down_once() {
+        let subsystem = open();
+        let controller = subsystem.controlling().unwrap();
+        let write_cc = |value: u32| controller.write(0x14, &value.to_le_bytes());
+        let shut_down = |wanted: u32| {
+            let start = Instant::now();
+            while controller.with(|engine| lock(&engine.front).csts >> 2 & 3) != wanted {
+                assert!(start.elapsed() < Duration::from_secs(10), "CSTS.SHST does not become {wanted}");
+                thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let mark = || lock(&subsystem.inner.pools).assigned.insert(3, (2, 2));
+        let marked = || !lock(&subsystem.inner.pools).assigned.is_empty();
+        write_cc(1 << 14);
+        shut_down(2);
+        mark();
+        for _ in 0..20 {
+            controller.with(|_| ());
+            thread::sleep(Duration::from_millis(2));
+        }
+        assert!(marked(), "the shutdown was carried out again");
+        // Asked for anew it is carried out anew.
+        write_cc(0);
+        shut_down(0);
+        write_cc(1 << 14);
+        shut_down(2);
+        assert!(!marked());
+    }
+}
