@@ -1,5 +1,5 @@
 import { withSignal, type WaitOptions } from '../abort.js';
-import { native, TowlineError } from '../errors.js';
+import { native, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import { settle, type Settled } from './doubt.js';
 import { connectLink, type Link, type OpenLink } from './link.js';
@@ -71,6 +71,10 @@ export async function recover(options: RecoverOptions): Promise<Recovered[]> {
     let result: Pick<Recovered, 'verdict' | 'answer'>;
     try {
       result = JSON.parse(await withSignal(settled, signal, () => link?.cancel())) as typeof result;
+    } catch (error) {
+      // A peer that goes away while it is asked has not answered.
+      if (link === null || !unwrapFault(error).code.startsWith('ERR_TOWLINE_LINK')) throw error;
+      result = { verdict: 'in-doubt', answer: null };
     } finally {
       link?.end();
     }
