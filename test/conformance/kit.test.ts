@@ -140,3 +140,31 @@ for (const [defect, check] of dirtyDefects) {
     t.true(named(results, 'failed').includes(check), JSON.stringify(results.filter((r) => r.outcome === 'failed')));
   });
 }
+
+test('after a check that hangs nothing drives the device any more', async (t) => {
+  const good = channelSubject(all, []);
+  let opened = 0;
+  let openedAtHang = 0;
+  const results = await collect(
+    conformStateChannel({
+      checkTimeoutMs: 500,
+      open: async () => {
+        opened += 1;
+        const instance = await good.open();
+        instance.channel.pending = () => {
+          openedAtHang = opened;
+          return new Promise(() => undefined);
+        };
+        return instance;
+      },
+    }),
+  );
+  t.deepEqual(named(results, 'failed'), ['channel/pending']);
+  const after = results.slice(results.findIndex((r) => r.check === 'channel/pending') + 1);
+  t.true(after.length >= 10);
+  for (const { outcome, why } of after) {
+    t.is(outcome, 'not-exercised');
+    t.regex(why, /^a check hung: channel\/pending/);
+  }
+  t.is(opened, openedAtHang);
+});

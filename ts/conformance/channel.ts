@@ -4,7 +4,7 @@
 import type { StateChannel } from '../function/channel.js';
 import { deviceStates, type DeviceState } from '../function/state.js';
 import { isReachable, statesOf } from './arcs.js';
-import { expect, expectRefusal, NotExercised, runCheck, type CheckResult } from './check.js';
+import { expect, expectRefusal, NotExercised, CheckRun, type CheckResult } from './check.js';
 import { loadingChecks } from './loading.js';
 import { goTo, readToEnd, save } from './save.js';
 import { withInstance, type ChannelInstance, type ChannelSubject, type Check } from './subjects.js';
@@ -206,7 +206,12 @@ async function checkAbort({ channel }: ChannelInstance): Promise<void> {
 }
 
 /** Runs every check of a state channel, one after another. Destroys the state of the instances. */
-export async function* conformStateChannel(subject: ChannelSubject): AsyncGenerator<CheckResult, void, void> {
+export function conformStateChannel(subject: ChannelSubject): AsyncGenerator<CheckResult, void, void> {
+  return channelChecks(subject, new CheckRun(subject.checkTimeoutMs));
+}
+
+/** The checks of {@link conformStateChannel} as a part of `run`. */
+export async function* channelChecks(subject: ChannelSubject, run: CheckRun): AsyncGenerator<CheckResult, void, void> {
   for (const [name, passed, work] of [...stateChecks(subject), ...loadingChecks(subject)])
-    yield runCheck(name, passed, work);
+    yield run.check(name, passed, work);
 }

@@ -30,7 +30,7 @@ export function expect(condition: boolean, why: string): void {
   if (!condition) throw new CheckFailure(why);
 }
 
-/** How long one check may take, in milliseconds: an implementation that hangs fails, and the kit goes on. */
+/** How long one check may take, in milliseconds: an implementation that hangs fails, and the kit ends. */
 export const CHECK_TIMEOUT_MS = 30_000;
 
 /** Fails the check unless `work` rejects with a {@link TowlineError} of one of `codes`. */
@@ -53,30 +53,49 @@ export async function expectRefusal(
   throw new CheckFailure(`${what} is not refused; expected ${codes.join(' or ')}`);
 }
 
-/** Runs one check and tells how it ended; never throws. */
-export async function runCheck(
-  check: string,
-  passed: string,
-  work: () => Promise<void>,
-  timeoutMs = CHECK_TIMEOUT_MS,
-): Promise<CheckResult> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new CheckFailure(`no answer within ${timeoutMs} ms`)), timeoutMs);
-  });
-  try {
-    const running = work();
-    running.catch(() => undefined);
-    await Promise.race([running, late]);
-    return { check, outcome: 'passed', why: passed };
-  } catch (error) {
-    if (error instanceof NotExercised) return { check, outcome: 'not-exercised', why: error.message };
-    return {
-      check,
-      outcome: 'failed',
-      why: error instanceof CheckFailure ? error.message : `unexpected: ${unwrapFault(error).message}`,
-    };
-  } finally {
-    clearTimeout(timer);
+/**
+ * Runs checks one after another. After one that hung no other is run: what hangs still drives the same device, so whatever came next
+ * would tell of two callers at once.
+ */
+export class CheckRun {
+  readonly #timeoutMs: number;
+  #hung: string | undefined;
+
+  constructor(timeoutMs = CHECK_TIMEOUT_MS) {
+    this.#timeoutMs = timeoutMs;
+  }
+
+  /** The check that hung. */
+  get hung(): string | undefined {
+    return this.#hung;
+  }
+
+  /** Runs one check and tells how it ended; never throws. */
+  async check(check: string, passed: string, work: () => Promise<void>): Promise<CheckResult> {
+    if (this.#hung !== undefined) {
+      return { check, outcome: 'not-exercised', why: `a check hung: ${this.#hung} may still drive the device` };
+    }
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<'late'>((resolve) => {
+      timer = setTimeout(() => resolve('late'), this.#timeoutMs);
+    });
+    try {
+      const running = work();
+      running.catch(() => undefined);
+      if ((await Promise.race([running, late])) === 'late') {
+        this.#hung = check;
+        return { check, outcome: 'failed', why: `no answer within ${this.#timeoutMs} ms` };
+      }
+      return { check, outcome: 'passed', why: passed };
+    } catch (error) {
+      if (error instanceof NotExercised) return { check, outcome: 'not-exercised', why: error.message };
+      return {
+        check,
+        outcome: 'failed',
+        why: error instanceof CheckFailure ? error.message : `unexpected: ${unwrapFault(error).message}`,
+      };
+    } finally {
+      clearTimeout(timer);
+    }
   }
 }

@@ -2,7 +2,7 @@
  * Checks of a dirty source: it may tell too much, never too little.
  */
 import type { MemoryRange } from '../function/channel.js';
-import { expect, expectRefusal, NotExercised, runCheck, type CheckResult } from './check.js';
+import { expect, expectRefusal, NotExercised, CheckRun, type CheckResult } from './check.js';
 import type { DirtyInstance, DirtySubject } from './subjects.js';
 
 function covers(ranges: readonly MemoryRange[], gpa: bigint, len: bigint): boolean {
@@ -150,9 +150,14 @@ const checks: readonly (readonly [string, string, (instance: DirtyInstance) => P
 ];
 
 /** Runs every check of a dirty source, one after another. */
-export async function* conformDirtySource(subject: DirtySubject): AsyncGenerator<CheckResult, void, void> {
+export function conformDirtySource(subject: DirtySubject): AsyncGenerator<CheckResult, void, void> {
+  return dirtyChecks(subject, new CheckRun(subject.checkTimeoutMs));
+}
+
+/** The checks of {@link conformDirtySource} as a part of `run`. */
+export async function* dirtyChecks(subject: DirtySubject, run: CheckRun): AsyncGenerator<CheckResult, void, void> {
   for (const [name, passed, work] of checks) {
-    yield runCheck(name, passed, async () => {
+    yield run.check(name, passed, async () => {
       const instance = await subject.open();
       try {
         await work(instance);

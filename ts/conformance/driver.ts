@@ -4,13 +4,15 @@
 import type { ControllingDriver, ControllingFunction, KindCapacity } from '../drivers/driver.js';
 import { provisionFunction } from '../function/lifecycle.js';
 import type { FunctionKind } from '../function/types.js';
-import { expect, expectRefusal, NotExercised, runCheck, type CheckResult } from './check.js';
+import { expect, expectRefusal, NotExercised, CheckRun, type CheckResult } from './check.js';
 
 /** A driver under test. What is provisioned and free at the start is what has to be free at the end. */
 export interface DriverSubject {
   readonly driver: ControllingDriver;
   /** A controlling function that nobody uses. */
   readonly address: string;
+  /** How long one check may take, in milliseconds; after one that takes longer the rest is not exercised. Default: 30000. */
+  readonly checkTimeoutMs?: number | undefined;
 }
 
 const NOWHERE = 'conformance:there-is-no-such-address';
@@ -102,18 +104,19 @@ async function checkTwice(controlling: ControllingFunction, kind: FunctionKind):
 /** Runs every check of a driver. Provisions and releases functions. */
 export async function* conformDriver(subject: DriverSubject): AsyncGenerator<CheckResult, void, void> {
   const { driver, address } = subject;
-  yield runCheck('driver/discover', 'the controlling function is discovered', async () => {
+  const run = new CheckRun(subject.checkTimeoutMs);
+  yield run.check('driver/discover', 'the controlling function is discovered', async () => {
     const found = (await driver.discover()).map((d) => d.address);
     expect(found.includes(address), `${address} is not among what discover() finds: ${found.join(', ') || 'nothing'}`);
   });
-  yield runCheck('driver/unknown-address', 'an unknown address is refused', () =>
+  yield run.check('driver/unknown-address', 'an unknown address is refused', () =>
     expectRefusal(`open(${NOWHERE})`, () => driver.open(NOWHERE), [
       'ERR_TOWLINE_NOT_FOUND',
       'ERR_TOWLINE_INVALID_ARGUMENT',
     ]),
   );
   let controlling: ControllingFunction | undefined;
-  const opened = await runCheck('driver/open', 'the controlling function opens', async () => {
+  const opened = await run.check('driver/open', 'the controlling function opens', async () => {
     controlling = await driver.open(address);
   });
   yield opened;
@@ -125,8 +128,8 @@ export async function* conformDriver(subject: DriverSubject): AsyncGenerator<Che
     ['driver/one-uuid', 'a UUID is given once', checkTwice],
   ];
   for (const [name, passed, work] of checks)
-    yield runCheck(name, passed, () => eachKind(open, (kind) => work(open, kind)));
-  yield runCheck('driver/close', 'close is idempotent, and refuses what comes after it', async () => {
+    yield run.check(name, passed, () => eachKind(open, (kind) => work(open, kind)));
+  yield run.check('driver/close', 'close is idempotent, and refuses what comes after it', async () => {
     await open.close();
     await open.close();
     await expectRefusal('list() after close', () => open.list(), ['ERR_TOWLINE_CLOSED']);

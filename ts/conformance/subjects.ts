@@ -25,6 +25,8 @@ export interface ChannelSubject {
   open(): Promise<ChannelInstance>;
   /** More than so many bytes of state are taken for a channel that never ends. Default: 64 MiB. */
   readonly maxStateBytes?: number | undefined;
+  /** How long one check may take, in milliseconds; after one that takes longer the rest is not exercised. Default: 30000. */
+  readonly checkTimeoutMs?: number | undefined;
 }
 
 /** One writer and its dirty source. */
@@ -44,6 +46,8 @@ export interface DirtyInstance {
 export interface DirtySubject {
   /** A fresh writer and its source. */
   open(): Promise<DirtyInstance>;
+  /** How long one check may take, in milliseconds; after one that takes longer the rest is not exercised. Default: 30000. */
+  readonly checkTimeoutMs?: number | undefined;
 }
 
 /** A check by name, with what it shows when it passes. */
