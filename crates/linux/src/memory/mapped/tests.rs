@@ -34,6 +34,35 @@ fn copies_of_every_alignment_and_length_arrive() {
     }
 }
 
+/// Long copies go another way than short ones, by which they are checked here.
+#[test]
+fn long_copies_do_as_many_short_ones() {
+    const BYTES: usize = 3 * PAGE as usize;
+    let mem = memory(3);
+    let pattern: Vec<u8> = (0..BYTES).map(|i| (i * 31 / 7) as u8).collect();
+    for offset in [0, 1, 7, 8, 63, 4095] {
+        for len in [1023, 1024, 1025, 4096, 4097, 8192, BYTES - 4095] {
+            for piece in (0..BYTES).step_by(512) {
+                mem.write(0x10_0000 + piece as u64, &[0xee; 512]).unwrap();
+            }
+            mem.write(0x10_0000 + offset as u64, &pattern[..len]).unwrap();
+            let mut all = vec![0; BYTES];
+            for (index, piece) in all.chunks_mut(512).enumerate() {
+                mem.read(0x10_0000 + index as u64 * 512, piece).unwrap();
+            }
+            let mut want = vec![0xee; BYTES];
+            want[offset..offset + len].copy_from_slice(&pattern[..len]);
+            assert!(all == want, "write at {offset}, {len} bytes");
+            let mut out = vec![0; len + 2];
+            mem.read(0x10_0000 + offset as u64, &mut out[1..=len]).unwrap();
+            assert!(
+                out[1..=len] == pattern[..len] && out[0] == 0 && out[len + 1] == 0,
+                "read at {offset}, {len} bytes"
+            );
+        }
+    }
+}
+
 #[test]
 fn hostile_addresses_are_refused_and_touch_nothing() {
     let mem = memory(2);
