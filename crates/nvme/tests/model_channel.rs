@@ -13,6 +13,7 @@ use towline_core::memory::MemoryRange;
 use towline_nvme::admin::AdminClient;
 use towline_nvme::command::io_opcode;
 use towline_nvme::hmlm::{HmlmChannel, HmlmConfig, TrackConfig, TrackReceiveSource};
+use towline_nvme::migration::FormatIndex;
 use towline_nvme::model::{EmbeddedAdmin, Subsystem};
 use towline_nvme::status::Status;
 
@@ -139,4 +140,25 @@ fn a_damaged_state_is_refused_and_the_function_stays_usable() {
     incoming.set_state(DeviceState::Running).unwrap();
     host.bars = Bars::of(&there);
     host.verified(1, 0, 1, 1);
+}
+
+#[test]
+fn a_reset_behind_its_back_is_noticed() {
+    let disk = Disk::new(MIB);
+    let (source, client, mut channel) = open(&disk);
+    let suspended = |client: &AdminClient| {
+        let header = client.migration_get_state_header(2, FormatIndex { version: 1, uuid: 1 });
+        header.unwrap().1
+    };
+    channel.set_state(DeviceState::Stop).unwrap();
+    assert!(suspended(&client));
+    source.controller(2).unwrap().flr();
+    assert!(!suspended(&client));
+    channel.set_state(DeviceState::Stop).unwrap();
+    assert!(suspended(&client), "STOP was reported while it runs");
+    // It is not what it was to go on with: that it runs is no success.
+    source.controller(2).unwrap().flr();
+    let error = channel.set_state(DeviceState::Running).unwrap_err();
+    assert_eq!((error.kind, error.state), (ChannelErrorKind::State, Some(DeviceState::Running)));
+    channel.set_state(DeviceState::Running).unwrap();
 }

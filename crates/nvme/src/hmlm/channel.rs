@@ -267,7 +267,14 @@ impl StateChannel for HmlmChannel {
     }
 
     fn set_state(&mut self, to: DeviceState) -> Result<(), ChannelError> {
-        let from = self.local();
+        // Somebody may have reset or resumed it behind our back. A Suspend or a Resume on the way meets that by itself: the first
+        // does no harm, and the second is refused. Where there is neither, the controller is asked.
+        let unasked = match self.state {
+            State::Running => to == DeviceState::Running,
+            State::Stop | State::StopCopy(_) => to != DeviceState::Running,
+            State::Error | State::Resuming(_) => false,
+        };
+        let from = if unasked { self.state()? } else { self.local() };
         let Some(path) = path(self.flags(), from, to) else {
             return Err(self.wrong_state(&format!("there is no way to {}", to.name())));
         };

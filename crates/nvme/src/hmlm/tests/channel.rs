@@ -221,8 +221,8 @@ fn calls_in_the_wrong_state_are_refused_and_change_nothing() {
         let error = channel.set_state(to).unwrap_err();
         assert_eq!((error.kind, error.state), (ChannelErrorKind::State, Some(Running)));
     }
-    channel.set_state(Running).unwrap();
     assert_eq!(device.with(|inner| inner.log.len()), before);
+    channel.set_state(Running).unwrap();
     channel.set_state(StopCopy).unwrap();
     assert_eq!(channel.read(&mut []).unwrap_err().kind, ChannelErrorKind::Limit);
 }
@@ -326,6 +326,17 @@ fn a_controller_that_was_resumed_behind_our_back_is_noticed() {
     channel.set_state(StopCopy).unwrap();
     device.with(|inner| inner.suspended = false);
     assert_eq!(channel.state().unwrap(), Running);
+    // No command of the way itself would have told: it is asked.
+    for to in [Stop, StopCopy] {
+        channel.set_state(to).unwrap();
+        device.with(|inner| inner.suspended = false);
+        channel.set_state(to).unwrap();
+        assert!(device.with(|inner| inner.suspended), "{to:?} was reported while it runs");
+    }
+    channel.set_state(Running).unwrap();
+    device.with(|inner| inner.suspended = true);
+    channel.set_state(Running).unwrap();
+    assert!(device.with(|inner| !inner.suspended), "RUNNING was reported while it is suspended");
 }
 
 #[test]
