@@ -13,7 +13,7 @@ use super::interrupts::InterruptSink;
 use super::signal::lock;
 use super::subsystem::Subsystem;
 use crate::admin::{AdminTransport, Completion, Data, TransportError};
-use crate::command::{AdminCommand, CompletionEntry};
+use crate::command::{AdminCommand, CompletionEntry, SubmissionEntry, opcode};
 
 /// Commands that may be under way at once.
 const SLOTS: usize = 8;
@@ -33,7 +33,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const CC: u32 = 4 << 20 | 6 << 16 | CC_EN;
 
 /// Drives the admin queue of a subsystem's controlling PF in private host memory. Any number of threads may submit; up to eight
-/// commands are under way at once, the others wait. There is to be one at a time for a subsystem: a second one resets the
+/// commands are under way at once, the others wait. One that does not complete in time is aborted; where the controller does not
+/// answer the Abort either, its place is lost, and once all eight are, submissions fail with [`TransportError::Gone`]. There is to be one at a time for a subsystem: a second one resets the
 /// controlling PF, and with it every secondary controller goes offline.
 pub struct EmbeddedAdmin {
     controller: Arc<Controller>,
@@ -56,6 +57,27 @@ struct Queue {
     phase: bool,
     next_cid: u16,
     slots: [Slot; SLOTS],
+    /// Aborts under way: their identifiers, and those of what they are to abort. At most one for each slot.
+    aborts: Vec<(u16, u16)>,
+}
+
+impl Queue {
+    /// An identifier that nothing under way has.
+    fn new_cid(&mut self) -> u16 {
+        loop {
+            self.next_cid = self.next_cid.wrapping_add(1);
+            let cid = self.next_cid;
+            let slot = |slot: &Slot| matches!(slot, Slot::Busy { cid: other, .. } if *other == cid);
+            if !self.slots.iter().any(slot) && !self.aborts.iter().any(|(abort, _)| *abort == cid) {
+                return cid;
+            }
+        }
+    }
+
+    /// Whether nobody waits any more for any command, and none of them has ended.
+    fn all_abandoned(&self) -> bool {
+        self.slots.iter().all(|slot| matches!(slot, Slot::Busy { abandoned: true, .. }))
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -172,6 +194,17 @@ impl EmbeddedAdmin {
                 queue.phase = !queue.phase;
             }
             let completion = Completion { result: entry.result(), status: entry.status() };
+            if let Some(at) = queue.aborts.iter().position(|(abort, _)| *abort == entry.cid) {
+                let (_, cid) = queue.aborts.swap_remove(at);
+                // Aborted or ended, its own completion came first. Neither of the two: this controller takes commands in order and
+                // knows no more of it, so its completion is lost and its buffer is not written to any more.
+                for slot in &mut queue.slots {
+                    if matches!(*slot, Slot::Busy { cid: busy, abandoned: true } if busy == cid) {
+                        *slot = Slot::Free;
+                    }
+                }
+                continue;
+            }
             for slot in &mut queue.slots {
                 if let Slot::Busy { cid, abandoned } = *slot
                     && cid == entry.cid
@@ -185,6 +218,29 @@ impl EmbeddedAdmin {
             self.write_u32(DOORBELLS + 4, queue.head.into());
             self.shared.changed.notify_all();
         }
+    }
+
+    /// Puts an entry into the submission queue and rings. There is room: there are fewer slots and Aborts than entries.
+    fn push(&self, queue: &mut Queue, entry: &SubmissionEntry) -> Result<(), TransportError> {
+        self.copy_in(SQ + u64::from(queue.tail) * 64, &entry.encode())?;
+        queue.tail = (queue.tail + 1) % ENTRIES;
+        self.write_u32(DOORBELLS, queue.tail.into());
+        Ok(())
+    }
+
+    /// Gives up on a command that does not complete: the controller is asked to abort it, and the slot is free again once that
+    /// is answered. `false` where it has just completed: the slot is still the caller's.
+    fn abandon(&self, slot: usize) -> bool {
+        let mut queue = lock(&self.shared.queue);
+        let Some(Slot::Busy { cid, abandoned }) = queue.slots.get_mut(slot) else { return false };
+        *abandoned = true;
+        let cid = *cid;
+        let abort = queue.new_cid();
+        let cmd = AdminCommand { cdw10: u32::from(cid) << 16, ..AdminCommand::new(opcode::ABORT) };
+        if self.push(&mut queue, &cmd.to_entry(abort, 0, 0)).is_ok() {
+            queue.aborts.push((abort, cid));
+        }
+        true
     }
 
     /// Waits until `f` gives something, looking at the completion queue before each try.
@@ -218,10 +274,15 @@ struct Held<'a> {
     slot: usize,
     /// The controller may still write to the buffer.
     under_way: bool,
+    /// It is the Abort's to give the slot back, and another submission may have it by now.
+    abandoned: bool,
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
+        if self.abandoned {
+            return;
+        }
         let mut queue = lock(&self.admin.shared.queue);
         if let Some(slot) = queue.slots.get_mut(self.slot) {
             *slot = match *slot {
@@ -258,13 +319,19 @@ impl AdminTransport for EmbeddedAdmin {
 
         let taken = self.wait(deadline, |queue| {
             let slot = queue.slots.iter().position(|slot| matches!(slot, Slot::Free))?;
-            queue.next_cid = queue.next_cid.wrapping_add(1);
-            let cid = queue.next_cid;
+            let cid = queue.new_cid();
             *queue.slots.get_mut(slot)? = Slot::Busy { cid, abandoned: false };
             Some((slot, cid))
         })?;
-        let (slot, cid) = taken.ok_or_else(timed_out)?;
-        let mut held = Held { admin: self, slot, under_way: false };
+        let (slot, cid) = taken.ok_or_else(|| {
+            if !lock(&self.shared.queue).all_abandoned() {
+                return timed_out();
+            }
+            let message =
+                format!("all of its {SLOTS} commands were abandoned after their timeout, and none has ended since");
+            TransportError::Gone { message }
+        })?;
+        let mut held = Held { admin: self, slot, under_way: false, abandoned: false };
         // What the controller leaves untouched keeps the caller's bytes.
         match &data {
             Data::None => {}
@@ -274,16 +341,17 @@ impl AdminTransport for EmbeddedAdmin {
         let (prp1, prp2) = self.prps(slot, data.len())?;
         {
             let mut queue = lock(&self.shared.queue);
-            self.copy_in(SQ + u64::from(queue.tail) * 64, &cmd.to_entry(cid, prp1, prp2).encode())?;
-            queue.tail = (queue.tail + 1) % ENTRIES;
+            self.push(&mut queue, &cmd.to_entry(cid, prp1, prp2))?;
             held.under_way = true;
-            self.write_u32(DOORBELLS, queue.tail.into());
         }
         let done = self.wait(deadline, |queue| match queue.slots.get(slot) {
             Some(Slot::Done(completion)) => Some(*completion),
             _ => None,
         })?;
-        let completion = done.ok_or_else(timed_out)?;
+        let Some(completion) = done else {
+            held.abandoned = self.abandon(slot);
+            return Err(timed_out());
+        };
         held.under_way = false;
         if let Data::ToHost(bytes) = data {
             let read = self.memory.read(self.buffer(slot), bytes);
