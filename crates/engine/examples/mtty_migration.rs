@@ -135,6 +135,9 @@ impl Link for Damage {
         self.inner.disarm();
     }
 
+    fn idle_timeout(&self) -> Duration {
+        self.inner.idle_timeout()
+    }
     fn set_idle_timeout(&mut self, timeout: Duration) {
         self.inner.set_idle_timeout(timeout);
     }
@@ -206,6 +209,7 @@ fn migrate(a: &Host, b: &Host, dir: &Path, with_precopy: bool, is_damaged: bool)
             let link = listener.accept(Duration::from_secs(60), &Cancel::new()).unwrap();
             let config = DestinationConfig {
                 fence: b.journal.clone(),
+                expected: Vec::new(),
                 cancel: Cancel::new(),
                 points: Arc::new(FaultPoints::default()),
                 max_section_bytes: 1 << 20,

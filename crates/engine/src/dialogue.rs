@@ -17,7 +17,8 @@
 //! released                                     |
 //! ```
 //! Before Commit either side may say `Abort{code, reason}`; the session is then over and the source runs on. `Ping` is
-//! answered with `Pong` in any phase in which its receiver waits.
+//! answered with `Pong` in any phase in which its receiver waits; with nonce 0 it is not answered, and only says that a destination
+//! which loads is alive.
 //!
 //! Where the callers carry the commit ([`crate::session::Terms`]), Commit, Committed and Refused after the intent go their way; the
 //! records stay the same. Over a one-way link only the source speaks: Offer, Ready, the stream, and Abort.

@@ -95,6 +95,8 @@ pub struct FaultPoints {
     pub skip_page_in: Option<MemoryRange>,
     /// Throws away what this dirty source (by name) reports.
     pub deaf_to_source: Option<String>,
+    /// Throws away what devices report about this range; sources whose name begins with `extra#` are no devices'.
+    pub deaf_to_range: Option<MemoryRange>,
     /// Does not send the last chunk of device state of the first function.
     pub drop_last_state: bool,
     /// Lets the source's functions run again after the destination has committed: two owners.

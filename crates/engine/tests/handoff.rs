@@ -391,28 +391,44 @@ fn asking_over_a_link_is_answered_durably() {
     use towline_engine::cancel::Cancel;
     use towline_engine::link::{Link, LinkOptions, SocketLink};
     use towline_engine::session::{DestinationConfig, DestinationSession, Incoming};
-    let dir = tempfile::tempdir().unwrap();
+    // A thousand records, which needn't survive a power failure of this machine.
+    let shm = std::path::Path::new("/dev/shm");
+    let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
     let journal = Arc::new(Journal::open(dir.path()).unwrap());
     let session = Uuid::new_v4();
-    let ask = |epoch| {
+    let ask_about = |session, epoch, function: &str| {
         let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut link = SocketLink::from_fd(a.into(), &LinkOptions::default()).unwrap();
         let peer: Box<dyn Link> = Box::new(SocketLink::from_fd(b.into(), &LinkOptions::default()).unwrap());
         let config = DestinationConfig {
             fence: journal.clone(),
+            expected: vec!["f".into()],
             cancel: Cancel::new(),
             points: Arc::default(),
             max_section_bytes: 0,
         };
         let asked = std::thread::spawn(move || DestinationSession::new(config, peer).unwrap().read_offer().unwrap());
-        let outcome = recover::ask(&mut link, session, epoch, vec!["f".into()]).unwrap();
+        let outcome = recover::ask(&mut link, session, epoch, vec![function.into()]).unwrap();
         assert_eq!(asked.join().unwrap(), Incoming::Asked { session, epoch, outcome });
         outcome
     };
+    let ask = |epoch| ask_about(session, epoch, "f");
     // Never heard of: refused, and for good.
     assert_eq!(ask(3), AskOutcome::Refused);
     let records = journal.records(session, Role::Destination).unwrap();
     assert!(matches!(records.as_slice(), [Record::Refused { epoch: 3, .. }]));
     assert_eq!(ask(3), AskOutcome::Refused);
     assert_eq!(ask(4), AskOutcome::Unknown, "another epoch of the same session");
+
+    // Who asks about functions that nobody expects here leaves no trace.
+    let stranger = Uuid::new_v4();
+    assert_eq!(ask_about(stranger, 3, "g"), AskOutcome::Unknown);
+    assert!(journal.records(stranger, Role::Destination).unwrap().is_empty());
+    // Nor does who asks too often.
+    for n in 1..1024 {
+        let refused = Record::Refused { epoch: 3, reason: "asked".into() };
+        journal.append(Uuid::from_u128(n), Role::Destination, refused).unwrap();
+    }
+    assert_eq!(ask_about(stranger, 3, "f"), AskOutcome::Unknown);
+    assert_eq!(ask(3), AskOutcome::Refused, "what was answered stays answered");
 }

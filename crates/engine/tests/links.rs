@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use common::*;
 use towline_core::dirty::MarkLog;
+use towline_core::fsm::DeviceState;
 use towline_engine::cancel::Cancel;
-use towline_engine::error::LinkError;
+use towline_engine::error::{EngineError, LinkError};
 use towline_engine::link::{
     Address, ByteSink, ByteSource, CallbackLink, Link, LinkOptions, Listener, SocketLink, connect,
 };
+use towline_engine::session::{DestinationSession, SourceSession};
 use uuid::Uuid;
 
 fn address(text: &str) -> Address {
@@ -181,4 +183,75 @@ fn callbacks_are_not_believed() {
     let mut link = CallbackLink::new(Box::new(Liar), Box::new(Liar), "liar".into(), &options());
     assert!(matches!(link.read(&mut [0; 4]), Err(LinkError::Io { .. })));
     assert!(matches!(link.write_all(&mut [IoSlice::new(b"abc")]), Err(LinkError::Io { .. })));
+}
+
+const IDLE: Duration = Duration::from_millis(600);
+const LONG: Duration = Duration::from_millis(1500);
+
+/// A migration over links with a short idle timeout, in which `slow` waits for long at the places that are told to it.
+fn patient(delay_at: Option<DeviceState>, at_source: bool, slow: &(dyn Fn(&str) + Sync)) {
+    let (here, there) = (Host::new(&[("f", 1)], &[(0, 64 << 10)]), Host::new(&[("f", 1)], &[(0, 64 << 10)]));
+    here.fill(9);
+    let host = if at_source { &here } else { &there };
+    host.devices[0].1.lock().unwrap().delay = delay_at.map(|state| (state, LONG));
+    let (mut a, mut b) = socket_pair();
+    a.set_idle_timeout(IDLE);
+    b.set_idle_timeout(IDLE);
+    let log = Arc::new(MarkLog::new());
+    std::thread::scope(|scope| {
+        let (config, target) = (there.destination(), there.target());
+        let receiving = scope.spawn(move || -> Result<(), EngineError> {
+            let mut session = DestinationSession::new(config, b)?;
+            session.read_offer()?;
+            session.answer(target, vec![])?;
+            session.receive(&mut |_| {})?;
+            slow("destination: loaded");
+            session.prepared()?;
+            session.wait_commit()?;
+            session.resume()?;
+            session.running().map(drop)
+        });
+        let mut session = SourceSession::new(here.source(Uuid::new_v4(), &log, &[]), a).unwrap();
+        let result = (|| -> Result<(), EngineError> {
+            session.offer(serde_json::Value::Null)?;
+            session.start_tracking()?;
+            session.memory_pass(&mut |_| {})?;
+            slow("source: before the stop");
+            session.stop()?;
+            session.final_pass()?;
+            session.prepare()?;
+            slow("source: prepared");
+            session.commit()?;
+            session.wait_running()?;
+            session.release().map(drop)
+        })();
+        drop(session);
+        let received = receiving.join().unwrap();
+        assert!(result.is_ok() && received.is_ok(), "{result:?} {received:?}");
+    });
+    assert_eq!((here.states(), there.states()), (vec![DeviceState::Stop], vec![DeviceState::Running]));
+}
+
+#[test]
+fn a_device_that_loads_slowly_is_waited_for() {
+    patient(Some(DeviceState::Stop), false, &|_| {});
+}
+
+#[test]
+fn a_device_that_saves_slowly_is_waited_for() {
+    patient(Some(DeviceState::StopCopy), true, &|_| {});
+}
+
+#[test]
+fn a_slow_hook_is_waited_for() {
+    for place in ["destination: loaded", "source: before the stop", "source: prepared"] {
+        let seen = std::sync::atomic::AtomicBool::new(false);
+        patient(None, true, &|at| {
+            if at == place {
+                seen.store(true, std::sync::atomic::Ordering::Relaxed);
+                std::thread::sleep(LONG);
+            }
+        });
+        assert!(seen.into_inner(), "{place}");
+    }
 }

@@ -119,6 +119,90 @@ fn a_deaf_source_is_found() {
     assert!(!stale.is_empty());
 }
 
+/// A hole in what devices report is fired only where something fell into it, and sources that are no devices' have none.
+#[test]
+fn a_hole_in_a_devices_reports_is_found() {
+    let lost = |name: &str, range: MemoryRange| {
+        let mut here = Host::new(&[("f", 1)], RANGES);
+        here.points = Arc::new(FaultPoints { deaf_to_range: Some(range), ..FaultPoints::default() });
+        let log = Arc::new(MarkLog::new());
+        let (a, b) = socket_pair();
+        let mut config = here.source(Uuid::new_v4(), &log, &[]);
+        config.dirty_sources[0].name = name.into();
+        let there = Host::new(&[("f", 1)], RANGES);
+        let mut dirty = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(run_destination(there.destination(), there.target(), b)));
+            let mut session = SourceSession::new(config, a).unwrap();
+            session.offer(serde_json::Value::Null).unwrap();
+            session.start_tracking().unwrap();
+            session.memory_pass(&mut |_| {}).unwrap();
+            log.mark(PAGE, 4 * PAGE);
+            dirty = session.memory_pass(&mut |_| {}).unwrap().pages;
+            session.abort("the test is over").unwrap();
+        });
+        (dirty, here.points.fired())
+    };
+    let inside = MemoryRange { gpa: 2 * PAGE, len: 2 * PAGE };
+    assert_eq!(lost("f#0", inside), (2, true));
+    assert_eq!(lost("extra#0", inside), (4, false));
+    assert_eq!(lost("f#0", MemoryRange { gpa: 32 * PAGE, len: PAGE }), (4, false));
+}
+
+#[test]
+fn what_is_measured_keeps_to_the_limit_and_is_counted_apart() {
+    const LIMIT: u64 = 4 << 20;
+    let (here, there) = (Host::new(&[("f", 1)], RANGES), Host::new(&[("f", 1)], RANGES));
+    here.fill(3);
+    let log = Arc::new(MarkLog::new());
+    let (a, b) = socket_pair();
+    let mut config = here.source(Uuid::new_v4(), &log, &[]);
+    config.bandwidth_limit_bytes_per_s = Some(LIMIT);
+    std::thread::scope(|scope| {
+        scope.spawn(|| drop(run_destination(there.destination(), there.target(), b)));
+        let mut session = SourceSession::new(config, a).unwrap();
+        session.offer(serde_json::Value::Null).unwrap();
+        session.start_tracking().unwrap();
+        let before = session.wire_bytes();
+        let start = std::time::Instant::now();
+        let measured = session.measure(std::time::Duration::ZERO).unwrap();
+        assert!(measured.bandwidth_bytes_per_s.iter().all(|b| *b <= LIMIT as f64), "{measured:?}");
+        // Four samples of a quarter of a second, of which the first may have a burst for free.
+        assert!(start.elapsed() > std::time::Duration::from_millis(700), "{:?}", start.elapsed());
+        assert!(session.wire_bytes() - before < 4096, "the filler is no part of the migration");
+        session.abort("the test is over").unwrap();
+    });
+}
+
+#[test]
+fn a_recording_is_a_new_private_file() {
+    use std::io::Read as _;
+    use std::os::unix::fs::PermissionsExt as _;
+    let here = Host::new(&[("f", 1)], &[(0, 64 << 10)]);
+    let log = Arc::new(MarkLog::new());
+    let path = here.dir.path().join("recording");
+    let record = |path: &std::path::Path| {
+        let (a, _b) = socket_pair();
+        let mut config = here.source(Uuid::new_v4(), &log, &[]);
+        config.record_to = Some(path.to_owned());
+        SourceSession::new(config, a).map(drop)
+    };
+    std::fs::write(&path, "old").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let mut reader = std::fs::File::open(&path).unwrap();
+    record(&path).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 0);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "old", "who had it open sees nothing of the new one");
+
+    let link = here.dir.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(matches!(record(&link), Err(EngineError::File { .. })));
+    assert!(matches!(record(here.dir.path()), Err(EngineError::File { .. })));
+}
+
 #[test]
 fn holes_and_zeros_are_not_sent() {
     let here = Host::new(&[("f", 1)], &[(0, 4 << 20)]);

@@ -56,6 +56,9 @@ impl Link for Half {
     fn disarm(&mut self) {
         self.inner.disarm();
     }
+    fn idle_timeout(&self) -> Duration {
+        self.inner.idle_timeout()
+    }
     fn set_idle_timeout(&mut self, timeout: Duration) {
         self.inner.set_idle_timeout(timeout);
     }

@@ -59,6 +59,7 @@ fn session(
 ) -> Result<u64, EngineError> {
     let config = DestinationConfig {
         fence: fence.clone(),
+        expected: Vec::new(),
         cancel: Cancel::new(),
         points: Arc::default(),
         max_section_bytes: PAGE,

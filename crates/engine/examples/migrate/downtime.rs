@@ -83,6 +83,7 @@ fn migrate(pair: &mut Pair, scenario: &Scenario, random: &mut Random) -> f64 {
     session.wait_running().unwrap();
     let busy = pair.busy.lock().unwrap().clone();
     session.release().unwrap();
+    pair.comes_back();
     let resumed: Resumed = serde_json::from_str(&pair.said.next().expect("the destination ended").unwrap()).unwrap();
     let mut stretches: Vec<(u64, u64)> = busy.into_iter().chain(resumed.busy).collect();
     let total = resumed.at_ns.saturating_sub(stopped.asked_ns);

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use towline_core::dirty::MarkLog;
 use towline_core::fsm::DeviceState;
 use towline_engine::cancel::Cancel;
-use towline_engine::fence::Fence;
+use towline_engine::fence::{Fence, Record, Role};
 use towline_engine::journal::Journal;
 use towline_engine::link::{Address, LinkOptions, connect};
 use towline_engine::session::{NamedSource, SessionFunction, SourceConfig, SourceSession};
@@ -138,6 +138,14 @@ impl Pair {
         Guest::map(&self.file, self.guest.bytes)
     }
 
+    /// As if the function had been migrated back: this host may offer it again.
+    pub fn comes_back(&self) {
+        let (session, role, functions) = (Uuid::new_v4(), Role::Destination, vec![FUNCTION.to_owned()]);
+        let epoch = self.fence.highest_epoch(&functions).unwrap() + 1;
+        self.fence.append(session, role, Record::Opened { session, role, functions, epoch }).unwrap();
+        self.fence.append(session, role, Record::Committed { epoch }).unwrap();
+    }
+
     /// A session that has begun to track what is written.
     pub fn session(&self, timing: Timing) -> (SourceSession, Arc<MarkLog>) {
         let log = Arc::new(MarkLog::new());
@@ -163,9 +171,12 @@ impl Pair {
     }
 }
 
-/// The one function of every session.
+/// The name of the one function of every session.
+const FUNCTION: &str = "device";
+
+/// It.
 pub fn function(timing: Timing, state: DeviceState, busy: &Stretches) -> SessionFunction {
-    SessionFunction { id: "device".into(), channel: Box::new(Device::new(timing, state, busy)) }
+    SessionFunction { id: FUNCTION.into(), channel: Box::new(Device::new(timing, state, busy)) }
 }
 
 pub fn fence(folder: &Path, busy: &Stretches) -> Arc<dyn Fence> {

@@ -123,6 +123,10 @@ impl Link for CallbackLink {
         self.cancel = None;
     }
 
+    fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
+    }
+
     fn set_idle_timeout(&mut self, timeout: Duration) {
         self.idle_timeout = timeout;
     }

@@ -39,6 +39,9 @@ pub trait Link: Send {
     /// Undoes [`Link::arm`]: what was cancelled still has to be told to the peer.
     fn disarm(&mut self);
 
+    /// [`LinkOptions::idle_timeout`] as it is now.
+    fn idle_timeout(&self) -> Duration;
+
     /// Changes [`LinkOptions::idle_timeout`]: what is only told out of politeness must not hold anybody up.
     fn set_idle_timeout(&mut self, timeout: Duration);
 
@@ -51,7 +54,10 @@ pub trait Link: Send {
 pub struct LinkOptions {
     /// How long [`connect`] tries. Default 10 s.
     pub connect_timeout: Duration,
-    /// A wait in which not one byte moves fails after this. Callers that hold a session for long send pings. Default 60 s.
+    /// A wait in which not one byte moves fails after this; default 60 s. A destination that loads, or whose caller looks at what was
+    /// loaded, tells the source by pings that it is alive. What the source does with its functions and hooks once it has said READY
+    /// may take any time: a destination then waits until the source ends, its host dies (keepalive) or somebody cancels. A device
+    /// at the destination has to take each chunk of its state within this time.
     pub idle_timeout: Duration,
     /// TCP keepalive: a host that died is noticed after about twice this, in every phase. Default 10 s.
     pub keepalive: Duration,
@@ -86,6 +92,10 @@ impl Link for NoLink {
 
     fn disarm(&mut self) {}
 
+    fn idle_timeout(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn set_idle_timeout(&mut self, _: Duration) {}
 
     fn peer(&self) -> &str {
@@ -98,6 +108,9 @@ pub(crate) fn close(link: &mut Box<dyn Link>) {
     let peer = link.peer().to_owned();
     *link = Box::new(NoLink(peer));
 }
+
+/// No idle timeout, where keepalive and cancelling are what ends a wait.
+pub(crate) const NO_LIMIT: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// How long telling a peer that a session was given up may take.
 pub(crate) const FAREWELL: Duration = Duration::from_secs(1);

@@ -201,6 +201,10 @@ impl Link for SocketLink {
         self.cancel = None;
     }
 
+    fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
+    }
+
     fn set_idle_timeout(&mut self, timeout: Duration) {
         self.idle_timeout = timeout;
     }

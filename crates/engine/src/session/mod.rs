@@ -3,7 +3,9 @@
 //! Both sides are driven step by step; a step out of order is [`EngineError::Misuse`] and changes nothing. A step that fails
 //! before COMMIT-INTENT leaves only [`SourceSession::abort`] to do; dropping the session does it too.
 
+mod deaf;
 mod destination;
+mod keeper;
 mod pages_in;
 mod pages_out;
 mod source;
@@ -21,8 +23,8 @@ pub use destination::{
 };
 pub use pages_out::RoundStats;
 pub use source::{
-    CommitInfo, FinalStats, HarvestStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo, SourceConfig, SourceSession,
-    StateStats, Stopped,
+    CommitInfo, FinalStats, HarvestStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo, SourceConfig,
+    SourceSession, StateStats, Stopped,
 };
 pub use terms::{CommitBy, MemoryBy, Terms};
 pub use timings::{Phase, Timings};

@@ -9,6 +9,7 @@ use towline_core::stream::SectionKind;
 use super::{SessionFunction, channel_error, set_state};
 use crate::cancel::Cancel;
 use crate::error::EngineError;
+use crate::faultpoints::FaultPoints;
 use crate::link::Link;
 use crate::wire::{Sender, function_channel};
 
@@ -79,7 +80,7 @@ pub(crate) fn send_state(
     link: &mut dyn Link,
     chunk: &mut [u8],
     cancel: &Cancel,
-    drop_last: bool,
+    drop_last: Option<&FaultPoints>,
 ) -> Result<f64, EngineError> {
     let start = Instant::now();
     if !digest.is_precopy {
@@ -95,14 +96,15 @@ pub(crate) fn send_state(
         let outcome = function.channel.read(chunk).map_err(channel_error(&function.id, "read state in STOP_COPY"))?;
         device += start.elapsed();
         if !held.is_empty() {
-            if drop_last && outcome == ReadOutcome::End {
+            if let Some(points) = drop_last.filter(|_| outcome == ReadOutcome::End) {
                 sender.lose_next();
+                points.note_fired();
             }
             digest.send(sender, link, index, &function.id, &held, held.len())?;
         }
         held.clear();
         match outcome {
-            ReadOutcome::Bytes(n) if drop_last => held.extend_from_slice(chunk.get(..n).unwrap_or_default()),
+            ReadOutcome::Bytes(n) if drop_last.is_some() => held.extend_from_slice(chunk.get(..n).unwrap_or_default()),
             ReadOutcome::Bytes(n) => digest.send(sender, link, index, &function.id, chunk, n)?,
             ReadOutcome::End => break,
             ReadOutcome::EmptyForNow => {

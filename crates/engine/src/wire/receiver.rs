@@ -116,8 +116,8 @@ impl Receiver {
         if !matches!(error, LinkError::Closed { .. }) {
             return None;
         }
-        // A few messages may lie before it.
-        for _ in 0..16 {
+        // Some messages may lie before it, pings above all.
+        for _ in 0..1024 {
             match self.message_or_filler(link, "looking for an abort") {
                 Ok(Some(Message::Abort { code, reason })) => return Some(LastWords::Aborted { code, reason }),
                 Ok(Some(Message::Refused { epoch, reason })) => return Some(LastWords::Refused { epoch, reason }),

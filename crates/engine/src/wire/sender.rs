@@ -1,7 +1,7 @@
 //! Frames on their way out.
 
 use std::fs::File;
-use std::io::{BufWriter, IoSlice, Write};
+use std::io::{self, BufWriter, IoSlice, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,8 @@ pub(crate) struct Sender {
     begun: bool,
     rules: FrameRules,
     wire_bytes: u64,
+    /// Of these, filler.
+    probe_bytes: u64,
     digests: Vec<Digest>,
     record: Option<(BufWriter<File>, PathBuf)>,
     table: Vec<u8>,
@@ -36,34 +38,56 @@ pub(crate) struct Sender {
     lose_next: bool,
 }
 
+/// A new file at `path`, in place of what is there. A recording holds guest memory: it is nobody else's to read, not even who has
+/// the file open that was there before, and it goes nowhere else by a link.
+fn recording(path: &Path, session: Uuid) -> io::Result<File> {
+    match path.symlink_metadata() {
+        Ok(there) if !there.is_file() => {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "there is something that is no regular file"));
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{session}.new"));
+    let fresh = path.with_file_name(name);
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    std::fs::rename(&fresh, path).inspect_err(|_| drop(std::fs::remove_file(&fresh)))?;
+    Ok(file)
+}
+
 impl Sender {
     pub fn new(session: Uuid, record_to: Option<&Path>) -> Result<Self, EngineError> {
+        let file_error = |path: &Path| {
+            let path = path.display().to_string();
+            move |source| EngineError::File { path, source }
+        };
         let record = match record_to {
             None => None,
-            Some(path) => {
-                // A recording holds guest memory: it is nobody else's to read.
-                let file = File::options()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(0o600)
-                    .open(path)
-                    .map_err(|source| EngineError::File { path: path.display().to_string(), source })?;
-                Some((BufWriter::new(file), path.to_owned()))
-            }
+            Some(path) => Some((BufWriter::new(recording(path, session).map_err(file_error(path))?), path.to_owned())),
         };
-        Ok(Self {
+        Ok(Self::with_record(session, record))
+    }
+
+    /// A sender that stands in for another one, and never sends.
+    pub fn idle() -> Self {
+        Self { broken: true, ..Self::with_record(Uuid::nil(), None) }
+    }
+
+    fn with_record(session: Uuid, record: Option<(BufWriter<File>, PathBuf)>) -> Self {
+        Self {
             session,
             begun: false,
             rules: FrameRules::new(Limits::connection()),
             wire_bytes: 0,
+            probe_bytes: 0,
             digests: Vec::new(),
             record,
             table: Vec::new(),
             page_size: 4096,
             broken: false,
             lose_next: false,
-        })
+        }
     }
 
     /// The session, where it was not known when this was made. Before the first frame only.
@@ -83,6 +107,11 @@ impl Sender {
 
     pub fn wire_bytes(&self) -> u64 {
         self.wire_bytes
+    }
+
+    /// Bytes of filler among them: they say something about the link, not about the migration.
+    pub fn probe_bytes(&self) -> u64 {
+        self.probe_bytes
     }
 
     /// The digests of all manifests so far.
@@ -170,8 +199,13 @@ impl Sender {
         Ok(())
     }
 
-    /// Bytes of no meaning.
-    pub fn filler(&mut self, link: &mut dyn Link, bytes: u64) -> Result<(), EngineError> {
+    /// Bytes of no meaning; `pace` is told about each part before it is sent.
+    pub fn filler(
+        &mut self,
+        link: &mut dyn Link,
+        bytes: u64,
+        pace: &mut dyn FnMut(u64) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
         let block: Vec<u8> = (0..FILLER_BYTES).map(|i| i as u8).collect();
         let crc = crc32c(0, &block);
         let mut left = bytes;
@@ -179,9 +213,11 @@ impl Sender {
             let n = usize::try_from(left).unwrap_or(usize::MAX).min(FILLER_BYTES);
             let part = block.get(..n).unwrap_or_default();
             let crc = if n == FILLER_BYTES { crc } else { crc32c(0, part) };
+            pace(n as u64)?;
             let (header, raw) = self.header(FILLER_TYPE, OPTIONAL, 0, n, crc)?;
             self.rules.opaque_received(&header, crc).map_err(stream_error)?;
             self.write(link, &[&raw, part])?;
+            self.probe_bytes += (raw.len() + n) as u64;
             left -= n as u64;
         }
         Ok(())

@@ -38,6 +38,8 @@ pub struct Device {
     /// Was RUNNING with registers, so it could execute.
     pub history: Vec<DeviceState>,
     pub fail_at: Option<DeviceState>,
+    /// Takes its time to get there.
+    pub delay: Option<(DeviceState, Duration)>,
 }
 
 /// Carries a [`Device`]: length, bytes, checksum by addition. With PRE_COPY it gives a copy of the first half while running.
@@ -51,7 +53,14 @@ pub struct Channel {
 }
 
 pub fn device(registers: Vec<u8>) -> Arc<Mutex<Device>> {
-    Arc::new(Mutex::new(Device { state: DeviceState::Running, registers, resets: 0, history: vec![], fail_at: None }))
+    Arc::new(Mutex::new(Device {
+        state: DeviceState::Running,
+        registers,
+        resets: 0,
+        history: vec![],
+        fail_at: None,
+        delay: None,
+    }))
 }
 
 fn seal(bytes: &[u8]) -> Vec<u8> {
@@ -71,6 +80,9 @@ impl Channel {
         let device = Arc::clone(&self.device);
         let mut device = device.lock().unwrap();
         let from = device.state;
+        if let Some((_, time)) = device.delay.filter(|(state, _)| *state == to) {
+            std::thread::sleep(time);
+        }
         if device.fail_at == Some(to) {
             device.state = DeviceState::Error;
             device.fail_at = None;
@@ -331,6 +343,7 @@ impl Host {
     pub fn destination(&self) -> DestinationConfig {
         DestinationConfig {
             fence: self.journal.clone(),
+            expected: self.devices.iter().map(|(id, ..)| id.clone()).collect(),
             cancel: self.cancel.clone(),
             points: self.points.clone(),
             max_section_bytes: 1 << 20,
@@ -502,6 +515,10 @@ impl Link for Tamper {
         if let Some(inner) = &mut self.inner {
             inner.disarm();
         }
+    }
+
+    fn idle_timeout(&self) -> Duration {
+        self.inner.as_ref().map_or(TEST_LIMIT, |inner| inner.idle_timeout())
     }
 
     fn set_idle_timeout(&mut self, timeout: Duration) {

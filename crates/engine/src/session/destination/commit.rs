@@ -8,7 +8,7 @@ use super::{DestinationSession, Step};
 use crate::dialogue::Message;
 use crate::error::{EngineError, FenceError};
 use crate::fence::{Record, Role};
-use crate::link::close;
+use crate::link::{NO_LIMIT, close};
 use crate::session::{CommitBy, set_state};
 
 impl DestinationSession {
@@ -27,9 +27,15 @@ impl DestinationSession {
         }
         let epoch = self.epoch;
         self.take(|s| {
+            // The source's caller may look at everything for long.
+            let idle_timeout = s.link.idle_timeout();
+            s.link.set_idle_timeout(NO_LIMIT);
             loop {
                 match s.receiver.message(s.link.as_mut(), "waiting for COMMIT")? {
-                    Message::Commit { epoch: asked } if asked == epoch => return Ok(()),
+                    Message::Commit { epoch: asked } if asked == epoch => {
+                        s.link.set_idle_timeout(idle_timeout);
+                        return Ok(());
+                    }
                     Message::Commit { epoch: asked } => {
                         return Err(EngineError::Protocol {
                             during: "waiting for COMMIT",

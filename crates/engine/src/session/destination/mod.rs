@@ -5,12 +5,13 @@ mod compare;
 mod receive;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use towline_core::memory::{GuestMemory, MemoryRange};
 use uuid::Uuid;
 
 use self::compare::{compare, compare_terms};
+use super::keeper::{KEEPALIVE, Keeper, every};
 use super::pages_in::PageReceiver;
 use super::{CommitBy, FunctionOutcome, MemoryBy, SessionFunction, Terms, Timings, bring_back};
 use crate::cancel::Cancel;
@@ -25,6 +26,9 @@ use crate::wire::{Receiver, Sender};
 pub struct DestinationConfig {
     /// Where ownership is durable.
     pub fence: Arc<dyn Fence>,
+    /// Identities of the functions that a source may hand over here. A question about a session that this fence never heard of is
+    /// answered only where it is about some of them: otherwise anybody who connects could fill the fence with refusals.
+    pub expected: Vec<String>,
     /// Ends every wait until COMMIT has arrived.
     pub cancel: Cancel,
     /// What is rehearsed.
@@ -146,6 +150,10 @@ pub struct DestinationSession {
     pub(super) config: DestinationConfig,
     pub(super) terms: Terms,
     pub(super) link: Box<dyn Link>,
+    /// Has link and sender while a device opens, and from the end of the stream to PREPARED.
+    pub(super) keeper: Option<Keeper>,
+    pub(super) ping_every: Duration,
+    pub(super) pinged: Instant,
     pub(super) sender: Sender,
     pub(super) receiver: Receiver,
     pub(super) step: Step,
@@ -187,7 +195,10 @@ impl DestinationSession {
         Ok(Self {
             config,
             terms,
+            ping_every: every(link.as_ref()),
+            pinged: Instant::now(),
             link,
+            keeper: None,
             sender: Sender::new(Uuid::nil(), None)?,
             receiver: Receiver::default(),
             step: Step::New,
@@ -226,10 +237,13 @@ impl DestinationSession {
                 during: "waiting for an offer",
                 what: "it asks what became of an epoch, and over a one-way link nobody could answer".into(),
             }),
-            Message::Ask { session, epoch, .. } => {
+            Message::Ask { session, epoch, functions } => {
                 s.check_session(session)?;
-                let outcome =
-                    crate::recover::answer_ask(s.config.fence.as_ref(), session, epoch).unwrap_or(AskOutcome::Unknown);
+                let fence = s.config.fence.as_ref();
+                // Where the fence can't tell, nothing may be concluded.
+                let may_refuse = may_answer(fence, session, &functions, &s.config.expected).unwrap_or(false);
+                let answer = if may_refuse { crate::recover::answer_ask(fence, session, epoch).ok() } else { None };
+                let outcome = answer.unwrap_or(AskOutcome::Unknown);
                 if outcome == AskOutcome::Refused {
                     s.config.points.hit("destination:refusal-durable")?;
                 }
@@ -370,6 +384,7 @@ impl DestinationSession {
         &mut self,
         step: impl FnOnce(&mut Self) -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
+        self.take_link_back();
         let result = self.config.cancel.check().and_then(|()| step(self));
         result.map_err(|error| {
             let error = match error {
@@ -384,7 +399,31 @@ impl DestinationSession {
         })
     }
 
+    /// From here on the peer hears from this session that it is alive, until the next step.
+    pub(super) fn lend_link(&mut self) {
+        if self.terms.duplex {
+            self.keeper = Keeper::start(&mut self.link, &mut self.sender, self.ping_every);
+        }
+    }
+
+    pub(super) fn take_link_back(&mut self) {
+        self.pinged = Instant::now();
+        if let Some(keeper) = self.keeper.take() {
+            keeper.stop(&mut self.link, &mut self.sender);
+        }
+    }
+
+    /// Between the devices' calls: a source that has sent all waits already.
+    pub(super) fn ping(&mut self) -> Result<(), EngineError> {
+        if self.pinged.elapsed() < self.ping_every {
+            return Ok(());
+        }
+        self.pinged = Instant::now();
+        self.say(&Message::Ping { nonce: KEEPALIVE })
+    }
+
     fn roll_back(&mut self, code: &str, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
+        self.take_link_back();
         let start = Instant::now();
         let tell = self.step != Step::Over;
         // A source that knows everything to be loaded may have its intent durable: only a refusal frees it then.
@@ -423,6 +462,28 @@ impl DestinationSession {
         self.config.points.hit("destination:aborted")?;
         Ok(outcomes)
     }
+}
+
+/// The most sessions that are refused without ever having been opened here.
+const MAX_UNOPENED: usize = 1024;
+
+/// Whether a question may cost a record: the session is known, or it is about functions that are expected here, all of them, and there
+/// were not too many of its kind.
+fn may_answer(fence: &dyn Fence, session: Uuid, functions: &[String], expected: &[String]) -> Result<bool, FenceError> {
+    if !fence.records(session, Role::Destination)?.is_empty() {
+        return Ok(true);
+    }
+    if functions.is_empty() || !functions.iter().all(|f| expected.contains(f)) {
+        return Ok(false);
+    }
+    let mut unopened = 0;
+    for (session, role) in fence.sessions()? {
+        if role == Role::Destination {
+            let records = fence.records(session, role);
+            unopened += usize::from(records.is_ok_and(|r| matches!(r.first(), Some(Record::Refused { .. }))));
+        }
+    }
+    Ok(unopened < MAX_UNOPENED)
 }
 
 impl DestinationConfig {

@@ -9,6 +9,7 @@ use super::{DestinationSession, ReceiveProgress, Section, Step};
 use crate::dialogue::{Digest, Message, Offer, epoch_step_limit};
 use crate::error::EngineError;
 use crate::fence::{Record, Role};
+use crate::link::NO_LIMIT;
 use crate::session::{MemoryBy, channel_error, set_state};
 use crate::wire::{MEMORY_CHANNEL, function_channel, section_channel};
 
@@ -38,6 +39,9 @@ impl DestinationSession {
                 return Err(EngineError::Misuse { call: "receive", state: "new", allowed: "read_offer" });
             };
             s.open(&offer)?;
+            // The source's devices and hooks may take their time.
+            let idle_timeout = s.link.idle_timeout();
+            s.link.set_idle_timeout(NO_LIMIT);
             let mut sections = expected(&offer);
             // Events borrow from the receiver, so it is taken out for as long as the stream lasts.
             let mut receiver = std::mem::take(&mut s.receiver);
@@ -45,13 +49,16 @@ impl DestinationSession {
             while result.is_ok() && s.step == Step::Answered {
                 result = s.config.cancel.check().and_then(|()| {
                     let event = receiver.next(s.link.as_mut())?;
-                    s.event(event, &mut sections)
+                    s.event(event, &mut sections)?;
+                    s.ping()
                 });
                 s.progress.wire_bytes = receiver.wire_bytes();
                 progress(&s.progress);
             }
             s.receiver = receiver;
+            s.link.set_idle_timeout(idle_timeout);
             result?;
+            s.lend_link();
             s.timings.add("receive", start);
             let start = Instant::now();
             for function in &mut s.functions {
@@ -154,9 +161,13 @@ impl DestinationSession {
             self.touched = true;
         }
         let start = Instant::now();
-        if let Some(function) = self.functions.iter_mut().find(|f| f.id == id) {
+        if let Some(index) = self.functions.iter().position(|f| f.id == id) {
+            self.lend_link();
             // In one step: some devices start anew when they pass STOP on the way.
-            set_state(function, DeviceState::Resuming, "go to RESUMING")?;
+            let open = |f| set_state(f, DeviceState::Resuming, "go to RESUMING");
+            let result = self.functions.get_mut(index).map_or(Ok(()), open);
+            self.take_link_back();
+            result?;
         }
         self.timings.add("device-open", start);
         Ok(())

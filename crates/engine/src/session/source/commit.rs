@@ -286,10 +286,7 @@ impl SourceSession {
         self.step = Step::Released;
         self.stop_tracking();
         let to = if self.config.points.run_after_release { DeviceState::Running } else { DeviceState::Stop };
-        if self.config.points.run_after_release {
-            self.config.points.note_fired();
-        }
-        let outcomes = self
+        let outcomes: Vec<FunctionOutcome> = self
             .config
             .functions
             .iter_mut()
@@ -303,6 +300,9 @@ impl SourceSession {
                 }
             })
             .collect();
+        if self.config.points.run_after_release && outcomes.iter().any(|o| o.state == Some(DeviceState::Running)) {
+            self.config.points.note_fired();
+        }
         self.config.points.hit("source:released")?;
         Ok(outcomes)
     }

@@ -20,7 +20,7 @@ pub struct Measured {
     pub memory_bytes: u64,
     /// Samples of pages written anew, in bytes per second.
     pub dirty_bytes_per_s: Vec<f64>,
-    /// Samples of what the link carries, in bytes per second.
+    /// Samples of what the link carries, in bytes per second; never above the limit of the passes.
     pub bandwidth_bytes_per_s: Vec<f64>,
     /// Device state that is sent after the stop, in bytes, as the functions estimate it; 0 where they can't.
     pub state_bytes: u64,
@@ -49,7 +49,7 @@ impl DirtySink for Both<'_> {
 }
 
 impl SourceSession {
-    /// Measures the link and, for `sample` (at most 10 s), the dirty rate. Once tracking runs, before the first pass.
+    /// Measures the link, within the bandwidth limit of the passes, and, for `sample` (at most 10 s), the dirty rate. Once tracking runs, before the first pass.
     ///
     /// # Errors
     /// Those of the link and of the dirty sources; [`EngineError::Limit`].
@@ -68,13 +68,19 @@ impl SourceSession {
             // What was written before the sample begins is not part of it.
             s.sample_into(&scratch()?)?;
             let rtt_ms = s.round_trip()?;
-            let probe_bytes = PROBE_BYTES.min(memory_bytes.max(1 << 20));
+            let limit = s.config.bandwidth_limit_bytes_per_s;
+            // No sample takes more than about a quarter of a second of a limited link.
+            let most = limit.map_or(PROBE_BYTES, |l| (l / 4).max(64 << 10));
+            let probe_bytes = PROBE_BYTES.min(memory_bytes.max(1 << 20)).min(most);
             let (mut dirty_bytes_per_s, mut bandwidth_bytes_per_s) = (Vec::new(), Vec::new());
             for _ in 0..SAMPLES {
                 let begun = Instant::now();
-                s.sender.filler(s.link.as_mut(), probe_bytes)?;
+                let (pacer, cancel) = (&mut s.pacer, &s.config.cancel);
+                s.sender.filler(s.link.as_mut(), probe_bytes, &mut |bytes| pacer.pace(bytes, cancel))?;
                 s.round_trip()?;
-                bandwidth_bytes_per_s.push(probe_bytes as f64 / begun.elapsed().as_secs_f64().max(1e-9));
+                let carried = probe_bytes as f64 / begun.elapsed().as_secs_f64().max(1e-9);
+                // What was saved up before lets a short sample exceed the limit; the passes won't.
+                bandwidth_bytes_per_s.push(limit.map_or(carried, |l| carried.min(l as f64)));
                 s.config.cancel.sleep((sample / SAMPLES).saturating_sub(begun.elapsed()))?;
                 let ledger = scratch()?;
                 s.sample_into(&ledger)?;

@@ -17,8 +17,10 @@ use towline_core::stream::SectionKind;
 use uuid::Uuid;
 
 use self::step::Step;
+use super::deaf::deafen;
+use super::keeper::KEEPALIVE;
 use super::pages_out::{BATCH_BYTES, PageSender, mark_first_pass};
-use super::state_io::StateDigest;
+use super::state_io::{CHUNK_BYTES, StateDigest};
 use super::{MemoryBy, NamedSource, SessionFunction, Terms, Timings};
 use crate::cancel::Cancel;
 use crate::dialogue::{
@@ -119,7 +121,7 @@ impl SourceSession {
     ///
     /// # Errors
     /// As [`SourceSession::new`].
-    pub fn with_terms(config: SourceConfig, terms: Terms, mut link: Box<dyn Link>) -> Result<Self, EngineError> {
+    pub fn with_terms(mut config: SourceConfig, terms: Terms, mut link: Box<dyn Link>) -> Result<Self, EngineError> {
         let invalid = |what: String| EngineError::Config { what };
         terms.check()?;
         config.points.check()?;
@@ -139,6 +141,7 @@ impl SourceSession {
         let mut sender = Sender::new(config.session, config.record_to.as_deref())?;
         sender.set_page_size(config.page_size_bytes);
         link.arm(&config.cancel);
+        config.dirty_sources = deafen(config.dirty_sources, &config.points);
         let pages = PageSender::new(config.page_size_bytes);
         let pacer = Pacer::new(config.bandwidth_limit_bytes_per_s);
         let session = config.session;
@@ -277,6 +280,8 @@ impl SourceSession {
             s.timings.add("journal-open", start);
             s.say(&Message::Ready { epoch: s.epoch })?;
             let start = Instant::now();
+            // Written here, so that its page faults (half a millisecond) are not a part of the downtime.
+            s.chunk.resize(CHUNK_BYTES, 0);
             s.tracking = true;
             for named in &mut s.config.dirty_sources {
                 named.source.start(&s.ranges, s.config.page_size_bytes).map_err(|source| EngineError::DirtySource {
@@ -332,10 +337,10 @@ impl SourceSession {
         &self.timings
     }
 
-    /// All bytes sent so far, headers and dialogue included.
+    /// All bytes sent so far, headers and dialogue included, but not the filler that [`SourceSession::measure`] sends.
     #[must_use]
     pub fn wire_bytes(&self) -> u64 {
-        self.sender.wire_bytes()
+        self.sender.wire_bytes().saturating_sub(self.sender.probe_bytes())
     }
 
     pub(super) fn function_ids(&self) -> Vec<String> {
@@ -389,12 +394,19 @@ impl SourceSession {
         self.sender.message(self.link.as_mut(), message)
     }
 
-    /// The peer's next message, other than a ping. An abort is an error.
+    /// The peer's next message; a ping is answered. An abort is an error.
     pub(super) fn hear(&mut self, during: &'static str) -> Result<Message, EngineError> {
-        match self.receiver.message(self.link.as_mut(), during)? {
-            Message::Abort { code, reason } => Err(EngineError::PeerAborted { code, reason }),
-            Message::Refused { reason, .. } => Err(EngineError::PeerAborted { code: REFUSED.to_owned(), reason }),
-            other => Ok(other),
+        loop {
+            match self.receiver.message(self.link.as_mut(), during)? {
+                // Only there to be heard: an answer that nobody reads could cost the destination's last words.
+                Message::Ping { nonce: KEEPALIVE } => {}
+                Message::Ping { nonce } => self.say(&Message::Pong { nonce })?,
+                Message::Abort { code, reason } => return Err(EngineError::PeerAborted { code, reason }),
+                Message::Refused { reason, .. } => {
+                    return Err(EngineError::PeerAborted { code: REFUSED.to_owned(), reason });
+                }
+                other => return Ok(other),
+            }
         }
     }
 

@@ -218,11 +218,8 @@ impl SourceSession {
                 self.link.as_mut(),
                 &mut self.chunk,
                 &self.config.cancel,
-                drop_last,
+                drop_last.then_some(self.config.points.as_ref()),
             )?;
-            if drop_last {
-                self.config.points.note_fired();
-            }
             stats.state_bytes += digest.bytes;
         }
         self.timings.add("final-state", start);
