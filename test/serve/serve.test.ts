@@ -381,3 +381,28 @@ test('the memory of a function that was released by itself goes as well', async 
   await host.release(held);
   t.throws(() => held.memory?.ranges(), { code: 'ERR_TOWLINE_CLOSED' });
 });
+
+test('checks that are cancelled by the end of the server end before the next one', async (t) => {
+  const path = await directory(t);
+  const host = await openHost(path);
+  const order = watch(host);
+  const server = await startServer(host, join(path, 'serve.sock'));
+  const client = await ServeClient.connect(server.socketPath);
+  await client.call('provision', { spec: { kind: 'vf', name: 'v' } });
+  const seen: string[] = [];
+  let closing: Promise<void> | undefined;
+  const checking = client.call(
+    'conformance',
+    { function: 'v', destructive: true },
+    {
+      onEvent: ({ check }) => {
+        seen.push(check);
+        closing ??= server.close();
+      },
+    },
+  );
+  await t.throwsAsync(checking, { code: 'ERR_TOWLINE_ABORTED' });
+  await closing;
+  t.true(seen.length > 0 && !seen.includes('dirty/close'), seen.join(', '));
+  t.deepEqual(order, ['work ended', 'host closed']);
+});

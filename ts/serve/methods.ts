@@ -1,6 +1,7 @@
 /**
  * The methods of a serving process, each with the check of its parameters.
  */
+import { throwIfAborted } from '../abort.js';
 import { conformFunction } from '../conformance/function.js';
 import { TowlineError } from '../errors.js';
 import { exposureNames, functionKinds, type FunctionConfig, type FunctionSpec } from '../function/types.js';
@@ -222,13 +223,15 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
 
   recover: (host, params, context) => recoverSessions(host, params, context),
 
-  conformance: async (host, params, { emit }) => {
+  conformance: async (host, params, { emit, signal }) => {
     const held = await host.find(params.text('function', 256));
     const destructive = params.optionalFlag('destructive') ?? false;
     return host.exclusively([held], REFUSED, async () => {
       let checks = 0;
       let failed = 0;
-      for await (const result of conformFunction(held.controlling, held.fn, { destructive })) {
+      const options = { destructive, memory: held.memory?.ranges() };
+      for await (const result of conformFunction(held.controlling, held.fn, options)) {
+        throwIfAborted(signal);
         checks += 1;
         if (result.outcome === 'failed') failed += 1;
         emit(result);
