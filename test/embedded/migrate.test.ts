@@ -19,14 +19,24 @@ interface Side {
 
 /** Two subsystems over one disk, with the same functions in each. */
 async function sides(t: ExecutionContext, pair: Pair, kinds: readonly FunctionKind[]): Promise<[Side, Side]> {
-  const namespaces = kinds.map((_, i) => ({ path: join(pair.directory, `disk-${i}`), sizeBytes: BigInt(UNITS) * 4096n }));
+  const namespaces = kinds.map((_, i) => ({
+    path: join(pair.directory, `disk-${i}`),
+    sizeBytes: BigInt(UNITS) * 4096n,
+  }));
   const uuids = kinds.map(() => randomUUID());
   const make = async (memory: 'source' | 'destination'): Promise<Side> => {
     const subsystem = await embedded.open({ namespaces });
     t.teardown(() => subsystem.close());
     const functions: ControlledFunction[] = [];
     for (const [i, kind] of kinds.entries()) {
-      const fn = await subsystem.provision({ kind, uuid: uuids[i], name: `${kind}-${i}`, queues: 2, vectors: 3, namespaces: [i + 1] });
+      const fn = await subsystem.provision({
+        kind,
+        uuid: uuids[i],
+        name: `${kind}-${i}`,
+        queues: 2,
+        vectors: 3,
+        namespaces: [i + 1],
+      });
       subsystem.attachMemory(fn, pair.memory[memory]);
       functions.push(fn);
     }
@@ -90,7 +100,10 @@ test('a PF, a VF and a SIOV-like function of one guest move in one session, each
   t.is(pair.journals.source.sessions().length, 1);
   for (const tenant of tenants) await tenant.stop();
   for (const [i, fn] of destination.functions.entries()) {
-    const tenant = await Tenant.attach(destination.subsystem, fn, pair.memory.destination, { stateGpa: BigInt(i) << 24n, hostTag: 2 });
+    const tenant = await Tenant.attach(destination.subsystem, fn, pair.memory.destination, {
+      stateGpa: BigInt(i) << 24n,
+      hostTag: 2,
+    });
     tenant.run({ logFd });
     await new Promise((resolve) => {
       setTimeout(resolve, 200);
@@ -126,7 +139,12 @@ for (const { what, side, opcode, nth } of FAILURES) {
     const pair = new Pair(t, 16n << 20n);
     const [source, destination] = await sides(t, pair, ['vf']);
     const logFd = log(t);
-    const tenant = await Tenant.boot(source.subsystem, source.functions[0] as ControlledFunction, pair.memory.source, tenantSpec(0, 1));
+    const tenant = await Tenant.boot(
+      source.subsystem,
+      source.functions[0] as ControlledFunction,
+      pair.memory.source,
+      tenantSpec(0, 1),
+    );
     tenant.run({ logFd });
     const broken = side === 'source' ? source : destination;
     broken.subsystem.setFaults([{ queue: 'admin', opcode, nth: nth ?? 1, action: { kind: 'status', sct: 0, sc: 6 } }]);

@@ -258,9 +258,9 @@ class DestinationMigration {
     let doubt = UNTOLD.has(cause.code);
     try {
       await this.#session?.abort(cause.message);
-    } catch (error) {
+    } catch (failure) {
       // The engine gives up nothing that it may have committed. What could not be reset is told by explain().
-      doubt ||= this.#prepared && unwrapFault(error).code === 'ERR_TOWLINE_MISUSE';
+      doubt ||= this.#prepared && unwrapFault(failure).code === 'ERR_TOWLINE_MISUSE';
     }
     if (doubt && this.#prepared) {
       const report = this.#finish('in-doubt', cause.message);

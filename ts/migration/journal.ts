@@ -22,8 +22,8 @@ export interface JournalSession {
   functions: string[];
   /** Decimal. */
   epoch: string;
-  /** The last record. */
-  state: FenceRecord['record'] | 'unknown';
+  /** The last record; `damaged` where the file can't be believed: the session is in doubt then, and a person decides. */
+  state: FenceRecord['record'] | 'unknown' | 'damaged';
   verdict: Verdict;
 }
 

@@ -26,8 +26,8 @@ export interface OpenLink {
 }
 
 /** A socket of the engine's own, which gives up by itself. */
-export function socketLink(native: NativeLink): OpenLink {
-  return { native, cancel: () => undefined, end: () => undefined };
+export function socketLink(socket: NativeLink): OpenLink {
+  return { native: socket, cancel: () => undefined, end: () => undefined };
 }
 
 /** Connects to `tcp://host:port` or `unix:///path`. */

@@ -110,7 +110,7 @@ function text(value: unknown, what: string, most = MOST_CHARS): string {
   );
 }
 
-function fact(value: unknown, name: string): Fact {
+function parseFact(value: unknown, name: string): Fact {
   const scalar = (v: unknown) => typeof v === 'string' || typeof v === 'number' || typeof v === 'boolean';
   if (isRecord(value)) {
     const v = value['value'];
@@ -140,7 +140,7 @@ export function parseOfferedFunctions(descriptor: unknown): OfferedFunction[] {
     if (!isRecord(f) || !isRecord(facts) || Object.keys(facts).length > MOST_FACTS) {
       throw new TowlineError('ERR_TOWLINE_PROTOCOL', 'a function of the offer has not its documented shape');
     }
-    const entries = Object.entries(facts).map(([name, value]) => [text(name, 'fact'), fact(value, name)] as const);
+    const entries = Object.entries(facts).map(([name, value]) => [text(name, 'fact'), parseFact(value, name)] as const);
     return { uuid: text(f['uuid'], 'UUID'), name: text(f['name'], 'name'), descriptor: Object.fromEntries(entries) };
   });
 }

@@ -282,6 +282,8 @@ export class DestinationSession implements AsyncDisposable {
     this.#parts.close();
   }
 
+  /** As {@link DestinationSession.close}. */
+
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

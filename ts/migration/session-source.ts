@@ -381,6 +381,8 @@ export class SourceSession implements AsyncDisposable {
     this.#parts.close();
   }
 
+  /** As {@link SourceSession.close}. */
+
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

@@ -18,7 +18,8 @@ export class JsBridge {
       Promise.resolve()
         .then(() => handler(method, JSON.parse(json), bytes))
         .then(
-          (answer) => this.native.reply(id, answer.json === undefined ? null : JSON.stringify(answer.json), answer.bytes ?? null),
+          (answer) =>
+            this.native.reply(id, answer.json === undefined ? null : JSON.stringify(answer.json), answer.bytes ?? null),
           (error: unknown) => this.native.fail(id, JSON.stringify(unwrapFault(error))),
         );
     });
