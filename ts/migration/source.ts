@@ -270,13 +270,7 @@ class SourceMigration {
     this.#report.epoch = committed.epoch;
     await this.#phase('resume', () => native(() => session.waitRunning()));
     this.#runsAgainAt = performance.now();
-    await this.#phase('release', async () => {
-      await native(() => session.release());
-      if (this.options.release === false) return;
-      // They are the destination's, whatever fails here: that is told beside the outcome.
-      const failures = await releaseEach(this.functions, (fn) => fn.release?.());
-      if (failures.length > 0) this.#report.releaseFailures = failures;
-    });
+    await this.#phase('release', () => this.#release(session));
   }
 
   #book(stats: RoundStats | FinalStats): void {
@@ -317,9 +311,17 @@ class SourceMigration {
     });
   }
 
+  async #release(session: NativeSourceSession): Promise<void> {
+    await native(() => session.release());
+    if (this.options.release === false) return;
+    // They are the destination's, whatever fails here: that is told beside the outcome.
+    const failures = await releaseEach(this.functions, (fn) => fn.release?.());
+    if (failures.length > 0) this.#report.releaseFailures = failures;
+  }
+
   async #committedThere(cause: TowlineError): Promise<MigrationReport> {
     try {
-      await native(() => this.#session?.release());
+      if (this.#session) await this.#release(this.#session);
     } catch {
       // It was durable before, or `recover` makes it so.
     }
