@@ -140,8 +140,22 @@ export interface NvmeIdentify {
 }
 /** Primary Controller Capabilities (CNS 14h): flexible queue pairs (VQ) and interrupt vectors (VI). */
 export interface NvmePrimaryCaps {
-  vq: { flexibleTotal: number; flexibleAssigned: number; flexibleToPrimary: number; privateToPrimary: number; maxPerSecondary: number; granularity: number };
-  vi: { flexibleTotal: number; flexibleAssigned: number; flexibleToPrimary: number; privateToPrimary: number; maxPerSecondary: number; granularity: number };
+  vq: {
+    flexibleTotal: number;
+    flexibleAssigned: number;
+    flexibleToPrimary: number;
+    privateToPrimary: number;
+    maxPerSecondary: number;
+    granularity: number;
+  };
+  vi: {
+    flexibleTotal: number;
+    flexibleAssigned: number;
+    flexibleToPrimary: number;
+    privateToPrimary: number;
+    maxPerSecondary: number;
+    granularity: number;
+  };
 }
 /** One entry of the Secondary Controller List (CNS 15h). */
 export interface NvmeSecondary {
@@ -286,6 +300,8 @@ export interface NativeSourceSession {
   takeDirtyRuns(maxPages: number): Promise<NativeRange[]>;
   /** False where it is too late: the intent, or the commit, is being made durable or is. */
   cancel(): boolean;
+  /** Whether a rehearsed fault has really happened: one that never did proves nothing. */
+  fired(): boolean;
   timings(): string;
   close(): void;
   /** As `close`, and resolves once the session holds nothing any more: its fence, its channels. */
@@ -310,6 +326,8 @@ export interface NativeDestinationSession {
   abort(reason: string): Promise<string>;
   /** False where it is too late: the intent, or the commit, is being made durable or is. */
   cancel(): boolean;
+  /** Whether a rehearsed fault has really happened: one that never did proves nothing. */
+  fired(): boolean;
   timings(): string;
   close(): void;
   /** As `close`, and resolves once the session holds nothing any more: its fence, its channels. */
@@ -337,9 +355,20 @@ export interface NativeBinding {
   /** `configJson`: {@link EmbeddedConfig} */
   openSubsystem(configJson: string): Promise<NativeSubsystem>;
   /** `specJson`: crates/tenant `TenantSpec` in camelCase, 64-bit numbers as decimal strings. `cntlid` of `subsystem`. */
-  bootTenant(subsystem: NativeSubsystem, cntlid: number, memory: NativeGuestMemory, specJson: string): Promise<NativeTenant>;
+  bootTenant(
+    subsystem: NativeSubsystem,
+    cntlid: number,
+    memory: NativeGuestMemory,
+    specJson: string,
+  ): Promise<NativeTenant>;
   /** Takes up what is in guest memory. `hostTag` 0..255. */
-  attachTenant(subsystem: NativeSubsystem, cntlid: number, memory: NativeGuestMemory, stateGpa: bigint, hostTag: number): Promise<NativeTenant>;
+  attachTenant(
+    subsystem: NativeSubsystem,
+    cntlid: number,
+    memory: NativeGuestMemory,
+    stateGpa: bigint,
+    hostTag: number,
+  ): Promise<NativeTenant>;
   connect(address: string, timeoutMs: number): Promise<NativeLink>;
   listen(address: string, allowRemotePlaintext: boolean, idleTimeoutMs: number): NativeListener;
   openJournal(directory: string): NativeJournal;

@@ -81,7 +81,16 @@ impl NativeJournal {
             .map_err(Fault::from)?
             .into_iter()
             .map(|(session, role)| {
-                let records = journal.records(session, role)?;
+                let records = match journal.records(session, role) {
+                    // One file that can't be believed hides no other session.
+                    Err(FenceError::Damaged { functions, .. }) => {
+                        return Ok(json!({
+                            "session": session.to_string(), "role": role, "functions": functions, "epoch": "0",
+                            "state": "damaged", "verdict": Verdict::InDoubt,
+                        }));
+                    }
+                    other => other?,
+                };
                 let functions = records.iter().find_map(|r| match r {
                     Record::Opened { functions, .. } => Some(functions.clone()),
                     _ => None,
@@ -111,7 +120,13 @@ impl NativeJournal {
         let (session, role) = (session_of(&session_id)?, role_of(&role)?);
         let mut link = link.map(NativeLink::take).transpose()?;
         run(env, "recover", move || {
-            let records = journal.records(session, role)?;
+            let records = match journal.records(session, role) {
+                // Nothing is concluded, nor asked: a person decides, and the other sessions are not held up.
+                Err(FenceError::Damaged { .. }) => {
+                    return Ok(json!({ "verdict": Verdict::InDoubt, "answer": Value::Null }).to_string());
+                }
+                other => other?,
+            };
             let mut answer = None;
             if decide(role, &records, None) == Verdict::InDoubt
                 && let Some(link) = &mut link
