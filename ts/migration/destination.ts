@@ -255,12 +255,11 @@ class DestinationMigration {
       throw withReport(cause, report);
     }
     // With an error of the fence it can't be told whether the commit is durable: the journal tells when it is opened again.
-    let doubt = UNTOLD.has(cause.code);
+    const doubt = UNTOLD.has(cause.code);
     try {
       await this.#session?.abort(cause.message);
-    } catch (failure) {
-      // The engine gives up nothing that it may have committed. What could not be reset is told by explain().
-      doubt ||= this.#prepared && unwrapFault(failure).code === 'ERR_TOWLINE_MISUSE';
+    } catch {
+      // The engine has rolled back by itself, or can't. What could not be reset is told by explain(); the first cause matters here.
     }
     if (doubt && this.#prepared) {
       const report = this.#finish('in-doubt', cause.message);
