@@ -467,6 +467,9 @@ pub struct Tamper {
     pub flip: Option<(u64, u8)>,
 }
 
+/// Set in the count of a [`Tamper`] that has cut its link.
+pub const CUT: u64 = 1 << 63;
+
 impl Tamper {
     pub fn wrap(inner: Box<dyn Link>, cut_at: Option<u64>, flip: Option<(u64, u8)>) -> (Box<dyn Link>, Arc<AtomicU64>) {
         let written = Arc::new(AtomicU64::new(0));
@@ -499,6 +502,7 @@ impl Link for Tamper {
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let result = inner.write_all(&mut [IoSlice::new(&bytes)]);
         if cut.is_some() {
+            self.written.fetch_or(CUT, Ordering::Relaxed);
             self.inner = None;
             return Err(Self::closed());
         }
