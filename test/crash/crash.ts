@@ -92,6 +92,11 @@ class CrashRun {
   }
 
   async #buryAndRestart(side: Side, point: string): Promise<void> {
+    // Its peer may tell of a broken link before the system tells us of its end.
+    const late = new Promise<void>((resolve) => {
+      setTimeout(resolve, 5000).unref();
+    });
+    await Promise.race([side.holder.gone, late]);
     if (side.holder.alive) throw new Error(`${point} was never reached`);
     const signal = await side.holder.gone;
     if (signal !== 'SIGKILL') throw new Error(`the holder ended by ${signal ?? 'itself'}, not at ${point}`);
