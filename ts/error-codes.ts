@@ -74,8 +74,8 @@ export const errorCodes = {
   ERR_TOWLINE_FENCE: 'mend the outside fence: nothing commits without it',
   /** The migration would not converge within its limits. `details` holds the forecast. */
   ERR_TOWLINE_NOT_CONVERGING:
-    'the guest dirties memory faster than the link carries it: raise the bandwidth or the downtime limit, or throttle',
-  /** A hook of the caller (pause, resume, verify, throttle) threw. See `cause`. */
+    'the guest dirties memory faster than the link carries it: raise the bandwidth or the downtime limit, or let the guest do less',
+  /** A hook of the caller (pause, resume, restoreSections) threw. See `cause`. */
   ERR_TOWLINE_HOOK: 'a hook of the caller failed: see cause',
   /** The verify hook found the destination wrong. */
   ERR_TOWLINE_VERIFY: 'the destination was found wrong before commit: see details',

@@ -1,6 +1,7 @@
 import { abortError, throwIfAborted, withSignal } from '../abort.js';
 import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
+import { binding } from '../native/api.js';
 import type { NativeDestinationSession } from '../native/binding.js';
 import { describeAll } from './describe.js';
 import { faultsJson } from './faults.js';
@@ -14,10 +15,10 @@ import {
   type ReceiveOptions,
   type Sections,
 } from './options.js';
-import { engine, SessionParts } from './parts.js';
+import { SessionParts } from './parts.js';
 import { PhaseClock } from './phases.js';
 import { EventQueue } from './progress.js';
-import type { MigrationReport, Outcome } from './report.js';
+import { emptyReport, type MigrationReport, type Outcome } from './report.js';
 import { CallerStream } from './session-stream.js';
 import { UNTOLD } from './fence.js';
 import { hook, withReport } from './source.js';
@@ -84,20 +85,7 @@ class DestinationMigration {
     private readonly options: ReceiveOptions,
     private readonly events: EventQueue,
   ) {
-    this.#report = {
-      session: '',
-      role: 'destination',
-      outcome: 'rolled-back',
-      epoch: '0',
-      functions: functions.map((f) => ({ uuid: f.uuid, name: f.name })),
-      mismatches: [],
-      downtimeMs: 0,
-      totalMs: 0,
-      rounds: 0,
-      bytes: { memory: 0, deviceState: 0, wire: 0 },
-      pages: { sent: 0, zero: 0, hole: 0 },
-      phases: [],
-    };
+    this.#report = emptyReport('destination', '', functions);
   }
 
   async run(): Promise<MigrationReport> {
@@ -129,7 +117,7 @@ class DestinationMigration {
 
   /** One session over one link; nothing where the peer only asked about an earlier one. */
   async #converse({ parts }: SessionParts, link: OpenLink): Promise<MigrationReport | undefined> {
-    const session = nativeSync(() => engine().destinationSession(this.#config(), parts));
+    const session = nativeSync(() => binding().destinationSession(this.#config(), parts));
     this.#session = session;
     const onAbort = () => {
       if (this.#committed) return;
@@ -174,7 +162,7 @@ class DestinationMigration {
       return;
     }
     const idleMs = this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS;
-    const listener = nativeSync(() => engine().listen(from, this.options.allowRemotePlaintext ?? false, idleMs));
+    const listener = nativeSync(() => binding().listen(from, this.options.allowRemotePlaintext ?? false, idleMs));
     try {
       this.options.onListening?.(listener.address());
       for (;;) {

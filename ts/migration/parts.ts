@@ -2,8 +2,7 @@ import { nativeSync } from '../errors.js';
 import { nativeDirtySource, nativeStateChannel } from '../function/bridge.js';
 import type { DirtySource } from '../function/channel.js';
 import type { MigratableFunction } from '../function/types.js';
-import { binding } from '../native/api.js';
-import type { NativeFence, NativeGuestMemory, NativeLink, NativeSessionParts } from '../native/binding.js';
+import type { NativeFence, NativeLink, NativeSessionParts } from '../native/binding.js';
 import type { GuestMemory } from './memory.js';
 import { bridgeFence, type Fence } from './fence.js';
 import { Journal } from './journal.js';
@@ -32,7 +31,7 @@ export class SessionParts {
     this.parts = {
       link: input.link,
       fence: this.#fence(input.fence),
-      memory: input.memory ? nativeMemory(input.memory) : null,
+      memory: input.memory ? input.memory.native() : null,
       functions: input.functions.map((f) => ({
         uuid: f.uuid,
         name: f.name,
@@ -61,10 +60,3 @@ export class SessionParts {
     for (const closer of this.#closers.splice(0)) closer();
   }
 }
-
-function nativeMemory(memory: GuestMemory): NativeGuestMemory {
-  return memory.native();
-}
-
-/** `binding()`, for the modules beside this one. */
-export const engine = binding;

@@ -22,11 +22,10 @@ export type MigrationEvent =
       ms: number;
       dirtyPagesAfter: number;
     }
-  | { type: 'state'; session: string; function: string; bytes: number }
   | {
       type: 'converge';
       session: string;
-      action: 'continue' | 'stop' | 'throttle' | 'rate-limit' | 'give-up';
+      action: 'continue' | 'stop' | 'give-up';
       why: string;
     }
   | { type: 'in-doubt'; session: string; why: string }

@@ -40,3 +40,25 @@ export interface MigrationReport {
   /** Functions that the destination runs, and that the source could not give back; missing where there is none. */
   releaseFailures?: ReleaseFailure[];
 }
+
+/** The report of a migration that has not begun. */
+export function emptyReport(
+  role: MigrationReport['role'],
+  session: string,
+  functions: readonly { uuid: string; name: string }[],
+): MigrationReport {
+  return {
+    session,
+    role,
+    outcome: 'rolled-back',
+    epoch: '0',
+    functions: functions.map((f) => ({ uuid: f.uuid, name: f.name })),
+    mismatches: [],
+    downtimeMs: 0,
+    totalMs: 0,
+    rounds: 0,
+    bytes: { memory: 0, deviceState: 0, wire: 0 },
+    pages: { sent: 0, zero: 0, hole: 0 },
+    phases: [],
+  };
+}

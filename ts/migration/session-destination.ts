@@ -1,12 +1,13 @@
 import type { WaitOptions } from '../abort.js';
 import { native, nativeSync, TowlineError } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
+import { binding } from '../native/api.js';
 import type { NativeDestinationSession } from '../native/binding.js';
 import { describeAll } from './describe.js';
 import { compareFunctions, parseOfferedFunctions, type Mismatch } from './offer.js';
 import { UNTOLD } from './fence.js';
 import type { Sections } from './options.js';
-import { engine, SessionParts } from './parts.js';
+import { SessionParts } from './parts.js';
 import { outcomes, termsOf } from './session-native.js';
 import type {
   DestinationSessionOptions,
@@ -74,7 +75,7 @@ export class DestinationSession implements AsyncDisposable {
     });
     try {
       const config = JSON.stringify(termsOf(options, this.#stream.duplex));
-      this.#native = nativeSync(() => engine().destinationSession(config, this.#parts.parts));
+      this.#native = nativeSync(() => binding().destinationSession(config, this.#parts.parts));
     } catch (error) {
       this.#parts.close();
       throw error;
@@ -283,7 +284,6 @@ export class DestinationSession implements AsyncDisposable {
   }
 
   /** As {@link DestinationSession.close}. */
-
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

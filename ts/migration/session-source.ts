@@ -3,10 +3,11 @@ import type { WaitOptions } from '../abort.js';
 import { native, nativeSync, TowlineError } from '../errors.js';
 import type { MemoryRange } from '../function/channel.js';
 import type { MigratableFunction } from '../function/types.js';
+import { binding } from '../native/api.js';
 import type { NativeSourceSession } from '../native/binding.js';
 import { describeAll, refuseUnmigratable } from './describe.js';
 import type { Verdict } from './journal.js';
-import { engine, SessionParts } from './parts.js';
+import { SessionParts } from './parts.js';
 import { outcomes, termsOf } from './session-native.js';
 import type {
   FunctionOutcome,
@@ -106,7 +107,7 @@ export class SourceSession implements AsyncDisposable {
       sections: options.sections ?? [],
     };
     try {
-      this.#native = nativeSync(() => engine().sourceSession(JSON.stringify(config), this.#parts.parts));
+      this.#native = nativeSync(() => binding().sourceSession(JSON.stringify(config), this.#parts.parts));
     } catch (error) {
       this.#parts.close();
       throw error;
@@ -382,7 +383,6 @@ export class SourceSession implements AsyncDisposable {
   }
 
   /** As {@link SourceSession.close}. */
-
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { abortError, throwIfAborted, withSignal } from '../abort.js';
 import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
+import { binding } from '../native/api.js';
 import type { NativeSourceSession } from '../native/binding.js';
 import { describeAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
@@ -11,12 +12,12 @@ import { connectLink, type OpenLink } from './link.js';
 import { Migration } from './migration.js';
 import type { Mismatch } from './offer.js';
 import { DEFAULT_LINK_TIMEOUT_MS, functionList, type Functions, type MigrateOptions } from './options.js';
-import { engine, SessionParts } from './parts.js';
+import { SessionParts } from './parts.js';
 import { PhaseClock, type Phase } from './phases.js';
 import { completePolicy, decide, type CompletePolicy } from './policy.js';
 import { EventQueue } from './progress.js';
 import { releaseEach } from './release.js';
-import type { MigrationReport, Outcome } from './report.js';
+import { emptyReport, type MigrationReport, type Outcome } from './report.js';
 import { CallerStream } from './session-stream.js';
 import type { FinalStats, Measured, OfferOutcome, PrecopyStats, RoundStats, SourceTimings } from './steps.js';
 
@@ -69,20 +70,7 @@ class SourceMigration {
     private readonly events: EventQueue,
   ) {
     this.#policy = completePolicy(options.policy);
-    this.#report = {
-      session: id,
-      role: 'source',
-      outcome: 'rolled-back',
-      epoch: '0',
-      functions: functions.map((f) => ({ uuid: f.uuid, name: f.name })),
-      mismatches: [],
-      downtimeMs: 0,
-      totalMs: 0,
-      rounds: 0,
-      bytes: { memory: 0, deviceState: 0, wire: 0 },
-      pages: { sent: 0, zero: 0, hole: 0 },
-      phases: [],
-    };
+    this.#report = emptyReport('source', id, functions);
   }
 
   async run(): Promise<MigrationReport> {
@@ -104,7 +92,7 @@ class SourceMigration {
         onProgress: (json) => this.#onProgress(json),
       });
       const { parts: nativeParts } = parts;
-      this.#session = nativeSync(() => engine().sourceSession(this.#config(), nativeParts));
+      this.#session = nativeSync(() => binding().sourceSession(this.#config(), nativeParts));
       return await this.#drive(this.#session, link);
     } catch (error) {
       return await this.#undo(error);
