@@ -1,19 +1,31 @@
 #!/usr/bin/env bash
-# boot.sh ROOT RUN: boots the kernel of ROOT (build-root.sh) under QEMU's emulator with the folder RUN shared into it, and shows
-# its console. Both are read-only to the guest, whose memory is all it can write.
+# boot.sh ROOT RUN KERNEL [QEMU ARGUMENT…]: boots KERNEL (debian or built) of ROOT (build-root.sh) under QEMU's emulator and shows
+# its console. The folder RUN is shared into it, writable; ROOT with the checkout and the host's Node in it is read-only there.
 #
+# QEMU is the one of ROOT and runs inside of it, in a namespace of its own: sockets and files in RUN are /towline/run/… for it.
+# MEMORY and CPUS in the environment set the size of the machine (1024 MiB, 2), SOCKETS a folder of sockets, visible as /towline/sockets.
 # no_timer_check: the kernel counts ticks during its first milliseconds, and panics where a busy host gave the emulator no time.
 set -euo pipefail
 root=$1
 run=$2
-# QEMU is the one of ROOT and runs inside of it, so RUN is put in its place there, in a namespace of its own.
+kernel=$3
+shift 3
+checkout=$(cd "$(dirname "$0")/../.." && pwd)
+export root run kernel checkout
+export MEMORY=${MEMORY:-1024} CPUS=${CPUS:-2}
+node=$(readlink -f "$(command -v node)")
+export node
 exec unshare --mount --propagation private sh -euc '
-  mount --bind "$2" "$1/towline/run"
-  mount --rbind /dev "$1/dev"
-  exec chroot "$1" nice qemu-system-x86_64 -M q35,kernel-irqchip=split -accel tcg,thread=multi -cpu max -smp 2 -m 1024 \
-    -nographic -nodefaults -serial stdio -monitor none -no-reboot -kernel /towline/vmlinuz -initrd /towline/initramfs \
+  mount --bind "$run" "$root/towline/run"
+  mount --bind "$checkout" "$root/towline/checkout"
+  mount --bind "$(dirname "$node")" "$root/towline/host"
+  mount --rbind /dev "$root/dev"
+  exec chroot "$root" nice qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp "$CPUS" -m "$MEMORY" \
+    -object "memory-backend-memfd,id=ram,size=${MEMORY}M,share=on" -M q35,kernel-irqchip=split,memory-backend=ram \
+    -nographic -nodefaults -serial stdio -monitor none -no-reboot \
+    -kernel "/towline/vmlinuz-$kernel" -initrd "/towline/initramfs-$kernel" \
     -append "console=ttyS0 quiet panic=-1 oops=panic no_timer_check intel_iommu=on" \
-    -device intel-iommu,intremap=on,caching-mode=on -device pcie-root-port,id=rp0,slot=0,chassis=0 -device igb,bus=rp0 \
+    -device intel-iommu,intremap=on,caching-mode=on \
     -virtfs local,path=/,mount_tag=root,security_model=none,multidevs=remap,readonly=on \
-    -virtfs local,path=/towline/run,mount_tag=run,security_model=none,multidevs=remap,readonly=on
-' sh "$root" "$run"
+    -virtfs local,path=/towline/run,mount_tag=run,security_model=none,multidevs=remap "$@"
+' sh "$@"

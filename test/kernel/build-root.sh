@@ -1,31 +1,26 @@
 #!/usr/bin/env bash
-# Builds the root file system of the kernel tests, or finds it in the cache, and prints its path. It has QEMU, Debian's kernel,
-# the kernel's `mtty` sample built against that kernel, and an initramfs. Nothing of the checkout is in it.
+# Builds the root file system of the kernel tests, or finds it in the cache, and prints its path. It has QEMU, two kernels
+# (Debian's own, and one built from Debian's source by kernel.config), what the tests use in the guest, and the initramfs of each
+# kernel. Nothing of the checkout is in it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/towline
 suite=trixie
 packages=qemu-system-x86,seabios,linux-image-amd64,linux-headers-amd64,linux-source,busybox-static,kmod,cpio,make,binutils,xz-utils
+# The compiler and what a kernel needs to be built.
+packages+=,gcc,libc6-dev,flex,bison,bc,libelf-dev,libssl-dev,perl-base
+# What the tests use, and what they compare with.
+packages+=,nvme-cli,libnvme-dev,pkgconf,fio,e2fsprogs,pciutils,iproute2,procps
 
 # Everything that decides what comes out. A newer kernel in the archive is not in it: delete the folder to have that.
-key=$(cat "$0" "$here/guest/init" | sha256sum | cut -c1-16)
-root=$cache/kernel-$key
-if [ -e "$root/towline/complete" ]; then
-  echo "$root"
-  exit 0
-fi
+key=$(cat "$0" | sha256sum | cut -c1-16)
+root=$cache/root-$key
 
 mkdir -p "$cache"
 exec 9>"$cache/kernel.lock"
 flock 9
-if [ -e "$root/towline/complete" ]; then
-  echo "$root"
-  exit 0
-fi
-rm -rf "$root"
-work=$(mktemp -d "$cache/kernel-building.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-chmod 755 "$work"
+# From here on everything is a message, and only the path at the end goes to the caller.
+exec 8>&1 1>&2
 
 # The mirror that this machine uses itself, in either format of its sources.
 mirror=$(
@@ -33,50 +28,103 @@ mirror=$(
     awk '$1 == "URIs:" { u = $2 } $1 == "deb" { u = ""; for (i = 2; i <= NF; i++) if ($i ~ /^[a-z]+:\//) { u = $i; break } }
          u ~ /\/debian\/?$/ { print u; exit }'
 )
-if [ -z "$mirror" ]; then
-  echo 'no Debian mirror in the apt sources' >&2
-  exit 75
-fi
 
-# Default-Release: otherwise QEMU's dependencies don't resolve.
-exec 8>&1 1>&2
-nice mmdebstrap --mode=root --variant=minbase --aptopt="APT::Default-Release \"$suite-backports\"" --include="$packages" \
-  "$suite" "$work/root" "deb $mirror $suite main" "deb $mirror $suite-backports main" || exit 75
+# Runs a command in the root with /proc and /dev, which go with the namespace.
+inside() {
+  unshare --mount --propagation private sh -euc '
+    root=$1
+    shift
+    mount -t proc proc "$root/proc"
+    mount --rbind /dev "$root/dev"
+    exec chroot "$root" nice "$@"
+  ' sh "$@"
+}
 
-root_now=$work/root
-release=$(basename "$(echo "$root_now"/boot/vmlinuz-*)" | sed 's/^vmlinuz-//')
-mkdir -p "$root_now/towline/mtty" "$root_now/towline/run"
-tarball=$(echo "$root_now"/usr/src/linux-source-*.tar.xz)
-nice tar xf "$tarball" -C "$root_now/towline/mtty" --strip-components=3 --wildcards '*/samples/vfio-mdev/mtty.c'
-rm "$tarball"
-echo 'obj-m := mtty.o' > "$root_now/towline/mtty/Makefile"
-# kbuild wants /proc and /dev; the mounts go with the namespace.
-unshare --mount --propagation private sh -euc '
-  mount -t proc proc "$1/proc"
-  mount --rbind /dev "$1/dev"
-  chroot "$1" nice make -C "/usr/src/linux-headers-$2" M=/towline/mtty modules
-' sh "$root_now" "$release"
-cp "$root_now/towline/mtty/mtty.ko" "$root_now/towline/mtty.ko"
+build_root() {
+  if [ -z "$mirror" ]; then
+    echo 'no Debian mirror in the apt sources'
+    exit 75
+  fi
+  work=$(mktemp -d "$cache/building.XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+  chmod 755 "$work"
+  # Default-Release: otherwise QEMU's dependencies don't resolve.
+  nice mmdebstrap --mode=root --variant=minbase --aptopt="APT::Default-Release \"$suite-backports\"" --include="$packages" \
+    "$suite" "$work/root" "deb $mirror $suite main" "deb $mirror $suite-backports main" || exit 75
+  mkdir -p "$work/root/towline/run" "$work/root/towline/checkout" "$work/root/towline/host" "$work/root/work"
+  release=$(basename "$(echo "$work/root"/boot/vmlinuz-*)" | sed 's/^vmlinuz-//')
+  echo "$release" > "$work/root/towline/release-debian"
+  cp "$work/root/boot/vmlinuz-$release" "$work/root/towline/vmlinuz-debian"
+  # Debian's kernel has no samples: mtty is built against its headers.
+  mkdir "$work/root/towline/mtty"
+  tarball=$(echo "$work/root"/usr/src/linux-source-*.tar.xz)
+  nice tar xf "$tarball" -C "$work/root/towline/mtty" --strip-components=3 --wildcards '*/samples/vfio-mdev/mtty.c'
+  echo 'obj-m := mtty.o' > "$work/root/towline/mtty/Makefile"
+  inside "$work/root" make -C "/usr/src/linux-headers-$release" M=/towline/mtty modules
+  install -D "$work/root/towline/mtty/mtty.ko" "$work/root/lib/modules/$release/extra/mtty.ko"
+  inside "$work/root" depmod "$release"
+  rm -rf "$root"
+  mv "$work/root" "$root"
+  rm -rf "$work"
+  trap - EXIT
+}
 
-# The initramfs only mounts the root: busybox, and the modules that 9p over virtio needs, in their order.
-image=$work/initramfs
-mkdir -p "$image"/{bin,dev,proc,sys,root,modules}
-cp "$root_now/bin/busybox" "$image/bin/busybox"
-ln -s busybox "$image/bin/sh"
-cp "$here/guest/init" "$image/init"
-chmod 755 "$image/init"
-number=10
-for module in 9pnet_virtio 9p; do
-  chroot "$root_now" modprobe --set-version "$release" --show-depends "$module" | while read -r verb path _; do
-    [ "$verb" = insmod ] || continue
-    name=$(basename "$path" .xz)
-    ls "$image"/modules/*"-$name" >/dev/null 2>&1 && continue
-    xz --decompress --stdout "$root_now$path" > "$image/modules/$(ls "$image/modules" | wc -l | xargs -I{} expr {} + "$number")-$name"
-  done
-done
-(cd "$image" && find . | cpio --quiet --create --format=newc | gzip -1) > "$root_now/towline/initramfs"
-cp "$root_now/boot/vmlinuz-$release" "$root_now/towline/vmlinuz"
-echo "$release" > "$root_now/towline/complete"
-mv "$root_now" "$root"
+# The kernel that has what Debian's lacks: iommufd and its test devices, cdev, fault injection, VFIO in debugfs.
+build_kernel() {
+  tarball=$(echo "$root"/usr/src/linux-source-*.tar.xz)
+  rm -rf "$root/towline/linux" "$root/towline/modules-built"
+  mkdir -p "$root/towline/linux"
+  nice tar xf "$tarball" -C "$root/towline/linux" --strip-components=1
+  cp "$here/kernel.config" "$root/towline/linux/towline.config"
+  inside "$root" make -s -C /towline/linux tinyconfig
+  inside "$root" sh -euc 'cd /towline/linux && scripts/kconfig/merge_config.sh -m .config towline.config >/dev/null && make -s olddefconfig'
+  # An option that the source doesn't have, or that another one forbids, would be missing without a word.
+  missing=$(grep -vxFf "$root/towline/linux/.config" "$root/towline/linux/towline.config" | grep -v '=n$' | grep -v '^#' || true)
+  if [ -n "$missing" ]; then
+    echo "the kernel's configuration lacks: $missing"
+    exit 1
+  fi
+  inside "$root" make -s -C /towline/linux "-j$(nproc)" bzImage modules
+  release=$(cat "$root/towline/linux/include/config/kernel.release")
+  rm -rf "$root/lib/modules/$release"
+  inside "$root" make -s -C /towline/linux modules_install
+  cp "$root/towline/linux/arch/x86/boot/bzImage" "$root/towline/vmlinuz-built"
+  echo "$release" > "$root/towline/release-built"
+  rm -rf "$root/towline/linux"
+}
+
+# An initramfs only mounts the root: busybox, and the modules that 9p over virtio needs, in their order.
+build_initramfs() {
+  image=$(mktemp -d "$cache/initramfs.XXXXXX")
+  release=$(cat "$root/towline/release-$1")
+  mkdir -p "$image"/{bin,dev,proc,sys,root,modules}
+  cp "$root/bin/busybox" "$image/bin/busybox"
+  ln -s busybox "$image/bin/sh"
+  cp "$here/guest/init" "$image/init"
+  chmod 755 "$image/init"
+  number=10
+  if [ "$1" = debian ]; then
+    for module in 9pnet_virtio 9p; do
+      chroot "$root" modprobe --set-version "$release" --show-depends "$module" | while read -r verb path _; do
+        [ "$verb" = insmod ] || continue
+        name=$(basename "$path" .xz)
+        ls "$image"/modules/*"-$name" >/dev/null 2>&1 && continue
+        xz --decompress --stdout "$root$path" > "$image/modules/$(ls "$image/modules" | wc -l | xargs -I{} expr {} + "$number")-$name"
+      done
+    done
+  fi
+  (cd "$image" && find . | cpio --quiet --create --format=newc | gzip -1) > "$root/towline/initramfs-$1"
+  rm -rf "$image"
+}
+
+# Each part has a mark with the key of what it was made from, written last.
+up_to_date() { [ "$(cat "$root/towline/made-$1" 2>/dev/null)" = "$2" ]; }
+made() { echo "$2" > "$root/towline/made-$1"; }
+
+up_to_date root "$key" || { build_root; made root "$key"; }
+config=$(sha256sum < "$here/kernel.config")
+up_to_date kernel "$config" || { build_kernel; made kernel "$config"; }
+init=$(sha256sum < "$here/guest/init")
+up_to_date init "$init" || { build_initramfs debian; build_initramfs built; made init "$init"; }
 exec 1>&8
 echo "$root"

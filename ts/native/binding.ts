@@ -5,6 +5,7 @@
  * `unwrapFault` in `ts/errors.ts` is the one place that turns it into a `TowlineError`. Rich results are JSON strings
  * with the shapes given here, since each is asked for once a phase, not once a page. `bigint` for 64-bit addresses and lengths.
  */
+import type { NativeHost, NativeVfioUserOptions, NativeVfioUserServer } from './host-binding.js';
 
 /** What native code tells of a failure. */
 export interface NativeFault {
@@ -207,6 +208,10 @@ export interface NativeSubsystem {
   faultHits(number: number): number;
   /** {saveBytesPerSecond?, loadBytesPerSecond?, saveLatencyMs?, loadLatencyMs?, ioLatencyMs?} */
   setRates(json: string): void;
+  /**
+   * Serves a controller on a vfio-user socket. The controlling one too, whose own admin queue the guest then has: admin() ends.
+   */
+  exposeVfioUser(cntlid: number, path: string, options: NativeVfioUserOptions): Promise<NativeVfioUserServer>;
   close(): Promise<void>;
 }
 
@@ -344,7 +349,7 @@ export interface NativeJournal {
   close(): void;
 }
 
-export interface NativeBinding {
+export interface NativeBinding extends NativeHost {
   version(): string;
   /** Every point at which a crash or a failure can be rehearsed, in order. */
   faultPoints(): string[];
