@@ -1,0 +1,105 @@
+// What `npm run test:kernel` runs in the guest: one entry is one row of its table for each kernel it names. Add yours below.
+//
+// A suite is a program that runs in the guest, prints TAP and exits with 0 or 1. Suites of the same machine and kernel share one boot
+// and run in the order of this file, so each leaves the devices as it found them. After each, the kernel's log is looked through:
+// a warning there fails the suite.
+//
+// What is there in the guest: the checkout, read-only, at /towline/checkout; a tmpfs on /tmp; /towline/run, which the host sees too;
+// debugfs; nvme-cli, fio, lspci, devlink, ip, mkfs.ext4; Node as `node`. Nothing else of the root can be written.
+
+/**
+ * @typedef {'built' | 'debian'} Kernel `built` by kernel.config (iommufd, cdev, fault injection, VFIO in debugfs), or Debian's own,
+ *   which has VFIO by group and container only.
+ *
+ * @typedef {object} Machine
+ * @property {readonly string[]} [devices] Arguments of QEMU, one string a device: split at blanks, none inside an argument but in JSON
+ *   written without blanks. Sockets and files are /towline/run/…
+ * @property {Record<string, number>} [disks] Empty files /towline/run/NAME of so many MiB, made for each boot.
+ * @property {readonly string[]} [setup] Shell lines that run once in the guest, each whole by itself. What they `export` is seen by
+ *   the suites. A line that fails fails the boot's suites.
+ * @property {1 | 2} [guests] 2: two guests of this kind boot, with a network between them. Every suite runs in both, with
+ *   `$TOWLINE_ROLE` (`source` or `destination`), its own `$TOWLINE_ADDRESS` and the other's `$TOWLINE_PEER`, and their TAP is added
+ *   up; /towline/run is the same folder in both. A program may have to wait for the other one to begin.
+ * @property {string} [host] A Node program that runs outside while the guest does, started before it: a file name in
+ *   dist-test/kernel/host (test/kernel/host/NAME.ts) without its ending. See test/kernel/host/mailbox.ts.
+ * @property {number} [megabytes] The guest's memory, 1024 unless told.
+ *
+ * @typedef {object} Suite
+ * @property {string} name Short and unique, for `--only`.
+ * @property {string} path What of towline it runs, for the table.
+ * @property {string} oracle What judges it, for the table: not towline itself.
+ * @property {readonly Kernel[]} kernels
+ * @property {keyof typeof machines} machine
+ * @property {{ crate: string, example: string } | { node: string }} program `crates/…/examples/EXAMPLE.rs`, or
+ *   test/kernel/guest/tests/NODE.ts, written with node:test.
+ * @property {string} [args] The program's arguments, as words of a shell.
+ * @property {readonly string[]} [setup] Shell lines before the program, in the same shell; one that fails fails the suite.
+ * @property {boolean} smoke Whether `--smoke` runs it, which is with the first of its kernels only.
+ * @property {number} timeoutSeconds The longest it may take on a busy machine; four times of what it takes alone is a good figure.
+ */
+
+/** Lines for the setup of a machine: mtty devices of these types, their UUIDs in `$mttys`. @param {...string} types */
+const mttys = (...types) => [
+  'modprobe mtty',
+  `export mttys=; n=1; for t in ${types.join(' ')}; do u=11111111-0000-4000-8000-00000000000$n; echo $u > /sys/devices/virtual/mtty/mtty/mdev_supported_types/$t/create || break; mttys="$mttys $u"; n=$((n + 1)); done; [ $n -gt ${types.length} ]`,
+];
+
+/** A PCIe root port and what is behind it. @param {number} n @param {string} device */
+const port = (n, device) => `-device pcie-root-port,id=rp${n},slot=${n},chassis=${n} -device ${device},bus=rp${n}`;
+
+/** QEMU's NVMe controller with SR-IOV: 4 VFs, flexible queues and vectors, one namespace on /towline/run/nvme.img. */
+const nvmeSriov = [
+  '-device nvme-subsys,id=ss0 -drive file=/towline/run/nvme.img,if=none,id=d0,format=raw',
+  port(0, 'nvme,id=nvme0,serial=abc,subsys=ss0,sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=26,msix_qsize=20'),
+  '-device nvme-ns,drive=d0,bus=nvme0,shared=on',
+];
+
+export const machines = /** @satisfies {Record<string, Machine>} */ ({
+  /** Five mtty devices in `$mttys` (two of a model, one of another, two more), and a PCI function that doesn't migrate in `$pci`. */
+  mtty: {
+    devices: [port(0, 'igb')],
+    setup: [
+      ...mttys('mtty-2', 'mtty-2', 'mtty-1', 'mtty-2', 'mtty-2'),
+      'modprobe vfio-pci',
+      'export pci=0000:01:00.0',
+      'echo vfio-pci > /sys/bus/pci/devices/$pci/driver_override',
+      'echo $pci > /sys/bus/pci/drivers_probe',
+    ],
+  },
+  /** Nothing but the kernel. */
+  plain: {},
+  /** NVMe with SR-IOV at 0000:01:00.0 and igb at 0000:02:00.0, both PFs with their kernel drivers, no VF yet; netdevsim can be loaded. */
+  sriov: {
+    devices: [...nvmeSriov, port(1, 'igb')],
+    disks: { 'nvme.img': 256 },
+    setup: ['modprobe igb', 'modprobe vfio-pci'],
+  },
+  /** Two guests with two mtty devices each in `$mttys`. */
+  pair: { guests: 2, setup: mttys('mtty-2', 'mtty-2') },
+});
+
+/** @type {readonly Suite[]} */
+export const suites = [
+  {
+    name: 'mtty',
+    path: 'VFIO by group: state channel of mtty',
+    oracle: 'mtty registers read back, errno of the kernel',
+    kernels: ['built', 'debian'],
+    machine: 'mtty',
+    program: { crate: 'towline-linux', example: 'mtty_spike' },
+    args: '$mttys $pci',
+    smoke: true,
+    timeoutSeconds: 200,
+  },
+  {
+    name: 'migration',
+    path: 'sessions over mtty, one and two functions',
+    oracle: 'mtty registers and memory read back at the destination',
+    kernels: ['built', 'debian'],
+    machine: 'mtty',
+    program: { crate: 'towline-engine', example: 'mtty_migration' },
+    args: '$mttys $pci',
+    smoke: false,
+    timeoutSeconds: 300,
+  },
+];
