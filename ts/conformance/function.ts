@@ -118,11 +118,13 @@ export async function* conformFunction(
       },
     );
   }
-  if (fn.exposure !== 'none' || (await fn.inUse?.())) {
+  // A function on VFIO belongs to whoever opens it, so that being visible is no use yet; it can be checked in no other way.
+  if ((fn.exposure !== 'none' && fn.exposure !== 'vfio') || (await fn.inUse?.())) {
     throw new TowlineError('ERR_TOWLINE_BUSY', `${fn.name} is in use`, { function: fn.uuid });
   }
-  const { kind, queues, vectors, namespaces } = fn.spec;
-  const second = await provisionFunction(controlling, { kind, queues, vectors, namespaces });
+  const { kind, queues, vectors, namespaces, type } = fn.spec;
+  const alike = { kind, queues, vectors, namespaces, type, expose: fn.exposure };
+  const second = await provisionFunction(controlling, alike);
   const run = new CheckRun(options.checkTimeoutMs);
   const { stimulate, observe } = options;
   try {
@@ -133,6 +135,7 @@ export async function* conformFunction(
         if (used === undefined)
           throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', 'the kit opened more than two instances');
         const channel = used.channel();
+        await used.open?.();
         await channel.reset();
         const instance = view(channel);
         let closed = false;

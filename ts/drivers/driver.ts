@@ -11,6 +11,7 @@ import type {
   FunctionSpec,
   Reason,
 } from '../function/types.js';
+import type { GuestMemory } from '../migration/memory.js';
 
 /** A controlling function that a driver found. */
 export interface DiscoveredController {
@@ -64,8 +65,8 @@ export interface ControllingFunction {
   /** Every controlled function that exists now. */
   list(options?: WaitOptions): Promise<readonly ControlledFunction[]>;
   /**
-   * Makes a function exist, with nothing assigned and visible to nobody: state `provisioned`. Only `kind`, `uuid` and `name`
-   * of `spec` are looked at.
+   * Makes a function exist, with nothing assigned and visible to nobody: state `provisioned`. Only `kind`, `uuid`, `name` and
+   * `type` of `spec` are looked at.
    */
   provision(spec: FunctionSpec, options?: WaitOptions): Promise<ControlledFunction>;
   /** Gives it its resources: state `configured`. */
@@ -78,6 +79,13 @@ export interface ControllingFunction {
   release(fn: ControlledFunction, options?: WaitOptions): Promise<void>;
   /** Every reason why this controlling function can't migrate anything; empty where it can. */
   explain(options?: WaitOptions): Promise<readonly Reason[]>;
+  /**
+   * Gives a function the guest memory that its DMA goes to, where this process is the one that does. It keeps it until it is detached or
+   * closed.
+   */
+  attachMemory?(fn: ControlledFunction, memory: GuestMemory): void | Promise<void>;
+  /** Takes the guest memory away again, after the DMA that is under way has ended. */
+  detachMemory?(fn: ControlledFunction): Promise<void>;
   /** Limits what a function may do, so that a migration converges. `null` lifts the limit. */
   rateLimit?(fn: ControlledFunction, limit: RateLimit | null, options?: WaitOptions): Promise<void>;
   /** Closes it and every function object that came from it. The functions stay where they outlive the process. Idempotent. */

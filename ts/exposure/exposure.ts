@@ -21,9 +21,9 @@ export interface ExposureOwnership {
 export interface Exposure {
   readonly name: ExposureName;
   readonly ownership: ExposureOwnership;
-  /** Why it can't be used here; `undefined` where it can. */
-  refusal(): string | undefined;
-  /** Makes the function visible. */
+  /** Why it can't be used here, or for `fn`; `undefined` where it can, as far as that is known without trying. */
+  refusal(fn?: ControlledFunction): string | undefined;
+  /** Makes the function visible, whole or not at all. */
   show(fn: ControlledFunction, options?: WaitOptions): Promise<void>;
   /** Hides it again. Idempotent. */
   hide(fn: ControlledFunction, options?: WaitOptions): Promise<void>;
@@ -38,11 +38,11 @@ const exposures: Readonly<Record<ExposureName, Exposure>> = {
 
 /**
  * The exposure of that name.
- * @throws TowlineError `ERR_TOWLINE_EXPOSURE` where it can't be used here; the message holds the reason.
+ * @throws TowlineError `ERR_TOWLINE_EXPOSURE` where it can't be used here, or for `fn`; the message holds the reason.
  */
-export function exposureFor(name: ExposureName, fn?: { readonly uuid: string }): Exposure {
+export function exposureFor(name: ExposureName, fn?: ControlledFunction): Exposure {
   const exposure = exposures[name];
-  const refusal = exposure.refusal();
+  const refusal = exposure.refusal(fn);
   if (refusal !== undefined) {
     throw new TowlineError('ERR_TOWLINE_EXPOSURE', `exposure ${name}: ${refusal}`, { function: fn?.uuid });
   }

@@ -1,8 +1,8 @@
-import { refusingExposure } from './refuse.js';
+import { exposureByDriver } from './by-driver.js';
 
-/** The kernel's own driver. Not in this release. */
-export const kernelExposure = refusingExposure(
+/** The kernel's own driver of the device. */
+export const kernelExposure = exposureByDriver(
   'kernel',
   { configSpace: 'kernel', interrupts: 'kernel' },
-  'binding a function to a kernel driver is not implemented yet, and functions of the embedded driver have no PCI device to bind',
+  'this function is no device of this host that a driver of the kernel could be bound to',
 );

@@ -1,8 +1,8 @@
-import { refusingExposure } from './refuse.js';
+import { exposureByDriver } from './by-driver.js';
 
-/** VFIO. Not in this release. */
-export const vfioExposure = refusingExposure(
+/** VFIO: whoever opens the device owns it, a VMM say. */
+export const vfioExposure = exposureByDriver(
   'vfio',
   { configSpace: 'vmm', interrupts: 'vmm' },
-  'binding a function to vfio-pci is not implemented yet, and functions of the embedded driver have no PCI device to bind',
+  'this function is no device of this host that a VFIO driver could be bound to',
 );

@@ -21,9 +21,11 @@ export {
   type FunctionDescriptor,
   type FunctionIdentity,
   type FunctionKind,
+  type FunctionLocation,
   type FunctionSpec,
   type LifecycleState,
   type MigratableFunction,
   type Reason,
   type ReasonCode,
+  type Visibility,
 } from './types.js';

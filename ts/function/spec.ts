@@ -27,10 +27,19 @@ export function checkUuid(uuid: string): string {
   return lower;
 }
 
+/** A unicast hardware address of six bytes; the kernel's drivers refuse others (`is_valid_ether_addr`). */
+function checkHwAddress(address: string): void {
+  if (!/^[\da-f]{2}(:[\da-f]{2}){5}$/i.test(address))
+    invalid(`${JSON.stringify(String(address).slice(0, 80))} is no hardware address (02:00:00:00:00:01)`);
+  if ((Number.parseInt(address.slice(0, 2), 16) & 1) !== 0 || /^[0:]*$/.test(address))
+    invalid(`${address} is a multicast or empty address; a function needs an address of its own`);
+}
+
 /** Checks a {@link FunctionConfig}. */
 export function checkConfig(config: FunctionConfig): void {
   checkCount('queues', config.queues, 1, 65535);
   checkCount('vectors', config.vectors, 1, 2048);
+  if (config.hwAddress !== undefined) checkHwAddress(config.hwAddress);
   if (config.namespaces === undefined) return;
   if (config.namespaces.length > MAX_NAMESPACES)
     invalid(`${config.namespaces.length} namespaces; at most ${MAX_NAMESPACES}`);
@@ -48,6 +57,10 @@ export function checkSpec(spec: FunctionSpec): void {
   }
   if (spec.expose !== undefined && !exposureNames.includes(spec.expose)) {
     invalid(`expose is ${String(spec.expose)}; it has to be one of ${exposureNames.join(', ')}`);
+  }
+  // The kernel's own names are `<driver>-<type>`: one part of a path in sysfs.
+  if (spec.type !== undefined && !/^[\w][\w.:+-]{0,127}$/.test(spec.type)) {
+    invalid('a type has 1 to 128 letters, digits, dots, colons, plus signs, dashes or underscores');
   }
   checkConfig(spec);
 }

@@ -40,6 +40,8 @@ export interface FunctionConfig {
   vectors?: number | undefined;
   /** Namespace identifiers to attach, each 1 or more. */
   namespaces?: readonly number[] | undefined;
+  /** Hardware address of the port, six bytes as `02:00:00:00:00:01`; driver `devlink`. */
+  hwAddress?: string | undefined;
 }
 
 /** What to provision, and how far to bring it. */
@@ -54,6 +56,8 @@ export interface FunctionSpec extends FunctionConfig {
   migration?: boolean | undefined;
   /** How to make it visible. Default: `none`. */
   expose?: ExposureName | undefined;
+  /** Type of a mediated device, `mtty-2` say; driver `mdev`. Default: the only one that has instances left. */
+  type?: string | undefined;
 }
 
 /**
@@ -70,6 +74,12 @@ export type ReasonCode =
   | 'namespace-not-shared'
   | 'namespace-without-identity'
   | 'no-guest-memory'
+  | 'no-iommu'
+  | 'no-vfio'
+  | 'not-on-vfio'
+  | 'driver-without-migration'
+  | 'opened-by-another'
+  | 'no-permission'
   | 'exposure-not-transferable'
   | 'kernel-without-vfio'
   | 'kernel-without-iommu'
@@ -132,6 +142,12 @@ export interface MigratableFunction {
   /** For people. */
   readonly name: string;
   readonly kind: FunctionKind;
+  /**
+   * Opens what {@link MigratableFunction.channel} and {@link MigratableFunction.dirtySources} need, where that has a single owner, as a
+   * VFIO device has. Called after `explain()` found nothing, before anything else is asked. Idempotent. Left out where there is
+   * nothing to open.
+   */
+  open?(options?: WaitOptions): Promise<void>;
   /** The one channel of its device state. The same object every time. */
   channel(): StateChannel;
   /** Who tells which pages this function wrote. The same objects every time. */
@@ -150,6 +166,21 @@ export interface MigratableFunction {
   release?(options?: WaitOptions): Promise<void>;
 }
 
+/** Where a function is on this host. */
+export interface FunctionLocation {
+  readonly bus: 'pci' | 'mdev' | 'devlink';
+  /** PCI address, UUID of the mediated device, or `pci/0000:01:00.0/98304` for a devlink port. */
+  readonly address: string;
+}
+
+/** How one exposure shows and hides one function. The driver that made the function knows. */
+export interface Visibility {
+  /** Makes it visible, whole or not at all; nothing where it is. */
+  show(options?: WaitOptions): Promise<void>;
+  /** Hides it again. Idempotent. */
+  hide(options?: WaitOptions): Promise<void>;
+}
+
 /** A controlled function, from the moment it is provisioned until it is released. */
 export interface ControlledFunction extends MigratableFunction {
   /** Where it is in its life. */
@@ -158,6 +189,10 @@ export interface ControlledFunction extends MigratableFunction {
   readonly spec: Readonly<FunctionSpec>;
   /** How it is visible now; `none` where it is not. */
   readonly exposure: ExposureName;
+  /** Where it is on this host; left out where nothing on this host's buses is it. */
+  readonly location?: FunctionLocation | undefined;
+  /** The exposures that it has, each with how it is done, or in one sentence why not. Those left out do not exist for it. */
+  readonly visibility?: Readonly<Partial<Record<ExposureName, Visibility | string>>> | undefined;
   /** Gives it other resources; only before it is exposed. */
   configure(config: FunctionConfig, options?: WaitOptions): Promise<void>;
   /** Makes it visible, or hides it again by `none`. */
