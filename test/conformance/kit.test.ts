@@ -83,6 +83,16 @@ test('every capability set passes, and what it lacks is not exercised', async (t
   }
 });
 
+test('a channel that says that it does not verify passes without, but has to stay usable', async (t) => {
+  const defects: Defect[] = ['no-digest', 'accepts-cut', 'accepts-extended'];
+  const says = await collect(conformStateChannel(channelSubject(all, [...defects, 'says-unverified'])));
+  t.deepEqual(named(says, 'failed'), []);
+  const stuck = await collect(
+    conformStateChannel(channelSubject(all, ['no-digest', 'says-unverified', 'stuck-after-bad-state'])),
+  );
+  t.true(named(stuck, 'failed').includes('loading/truncated'));
+});
+
 test('without means nothing passes unseen', async (t) => {
   const results = await collect(
     conformStateChannel({
@@ -98,6 +108,7 @@ test('without means nothing passes unseen', async (t) => {
 // Each defect has to be found by the check that is about it.
 const channelDefects: readonly (readonly [Defect, string])[] = [
   ['no-digest', 'loading/corrupted'],
+  ['format-changes', 'channel/flags'],
   ['accepts-cut', 'loading/truncated'],
   ['accepts-extended', 'loading/extended'],
   ['state-lies', 'channel/arcs'],

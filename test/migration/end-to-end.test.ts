@@ -90,6 +90,31 @@ test('every mismatch is told before anything stops', async (t) => {
   t.regex(error.message, /revision/);
 });
 
+test('state goes only to a channel of its format, and that is told in the offer', async (t) => {
+  for (const [at, here] of [
+    ['vfio:mtty:mtty-2', 'vfio:mtty:mtty-1'],
+    ['vfio:mtty:mtty-2', undefined],
+  ] as const) {
+    const pair = new Pair(t);
+    const [source, destination] = twins('ts');
+    source.device.format = at;
+    destination.device.format = here;
+    const settled = await pair.move(source, destination);
+    const error = failure(settled.source);
+    t.is((error.cause as TowlineError).code, 'ERR_TOWLINE_MISMATCH');
+    t.regex(error.message, /state-format is "vfio:mtty:mtty-2" at the source/);
+    t.deepEqual(source.device.history, ['running']);
+  }
+  const pair = new Pair(t);
+  const [source, destination] = twins('ts');
+  source.device.format = destination.device.format = 'vfio:mtty:mtty-2';
+  source.device.isSizeUnknown = true;
+  source.device.register = 9n;
+  const settled = await pair.move(source, destination);
+  t.is(settled.source.status, 'fulfilled');
+  t.is(destination.device.register, 9n);
+});
+
 test('a function that says it cannot be migrated is not', async (t) => {
   const pair = new Pair(t);
   const [source, destination] = twins('ts');

@@ -12,6 +12,8 @@ import type { DeviceState, MigrationFlags } from '#towline/function/state.js';
 /** Each breaks one rule of the interfaces. */
 export type Defect =
   | 'no-digest'
+  | 'says-unverified'
+  | 'format-changes'
   | 'accepts-cut'
   | 'accepts-extended'
   | 'state-lies'
@@ -82,6 +84,7 @@ export class MemoryDevice {
 class Channel implements StateChannel {
   readonly #device: MemoryDevice;
   readonly flags: MigrationFlags;
+  readonly verifies: boolean;
   readonly #has: (d: Defect) => boolean;
   #state: DeviceState = 'running';
   #reading: Uint8Array | undefined;
@@ -93,7 +96,12 @@ class Channel implements StateChannel {
   constructor(device: MemoryDevice, flags: MigrationFlags, has: (d: Defect) => boolean) {
     this.#device = device;
     this.flags = flags;
+    this.verifies = !has('says-unverified');
     this.#has = has;
+  }
+
+  get format(): string {
+    return this.#has('format-changes') ? `memory:${this.#state}` : 'memory:1';
   }
 
   #enter(options: WaitOptions | undefined): void {

@@ -78,6 +78,9 @@ export class TsChannel implements StateChannel {
   now: DeviceState = 'running';
   register = 0n;
   resets = 0;
+  format: string | undefined;
+  /** It can't tell how large its state is. */
+  isSizeUnknown = false;
   /** Every state it was in, for order. */
   readonly history: DeviceState[] = ['running'];
   /** Called before a transition; may throw. */
@@ -118,7 +121,8 @@ export class TsChannel implements StateChannel {
   }
 
   async pending(): Promise<PendingState> {
-    return { initialBytes: 0n, dirtyBytes: 0n, stopCopyBytes: BigInt(this.ballastBytes + 16) };
+    const stopCopyBytes = this.isSizeUnknown ? undefined : BigInt(this.ballastBytes + 16);
+    return { initialBytes: 0n, dirtyBytes: 0n, stopCopyBytes };
   }
 
   async reset(): Promise<void> {

@@ -62,7 +62,7 @@ export function nativeStateChannel(channel: StateChannel): NativeHandle<NativeSt
           json: {
             initialBytes: pending.initialBytes.toString(),
             dirtyBytes: pending.dirtyBytes.toString(),
-            stopCopyBytes: pending.stopCopyBytes.toString(),
+            stopCopyBytes: pending.stopCopyBytes?.toString() ?? null,
           },
         };
       }

@@ -33,8 +33,8 @@ export interface PendingState {
   readonly initialBytes: bigint;
   /** Changed since. */
   readonly dirtyBytes: bigint;
-  /** Expected in `stop-copy`. */
-  readonly stopCopyBytes: bigint;
+  /** Expected in `stop-copy`, with what pre-copy would leave; `undefined` where nobody can tell. */
+  readonly stopCopyBytes: bigint | undefined;
 }
 
 /**
@@ -46,14 +46,25 @@ export interface PendingState {
 export interface StateChannel {
   /** Which arcs exist. Never changes. */
   readonly flags: MigrationFlags;
+  /**
+   * What the state bytes are, where that is known: `vfio:<driver>:<vendor>:<device>`, say. Never changes. It is offered as the fact
+   * `state-format`, so that a destination of another format refuses before anything stops.
+   */
+  readonly format?: string | undefined;
+  /**
+   * Whether leaving `resuming` refuses whatever is not a whole valid state. `false` for devices that take a state which was cut or
+   * damaged, as several of the kernel's drivers do: then only the stream's manifest finds that. Never changes. Default: true.
+   */
+  readonly verifies?: boolean | undefined;
   /** Present where the implementation is native. */
   readonly [kNative]?: NativeStateChannel | undefined;
 
   /** The state the function is in now, asked from the device where it can be asked. */
   state(options?: WaitOptions): Promise<DeviceState>;
   /**
-   * Brings the function into `to`, through every state on the way. Leaving `resuming` verifies what was written and fails with
-   * `ERR_TOWLINE_BAD_STATE` where that is not a whole valid state. After a failure {@link StateChannel.state} tells the truth.
+   * Brings the function into `to`, through every state on the way. Leaving `resuming` commits what was written, and fails with
+   * `ERR_TOWLINE_BAD_STATE` where the device finds that it is not a whole valid state; one that {@link StateChannel.verifies} finds
+   * all of that. After a failure {@link StateChannel.state} tells the truth.
    */
   setState(to: DeviceState, options?: WaitOptions): Promise<void>;
   /** Reads 1 to `maxBytes` bytes of device state, in `pre-copy`, `pre-copy-p2p` and `stop-copy`. */

@@ -52,12 +52,16 @@ class CallQueue {
 /** A native state channel. */
 export class NativeChannel implements StateChannel {
   readonly flags: MigrationFlags;
+  readonly format: string | undefined;
+  readonly verifies: boolean;
   readonly [kNative]: NativeStateChannel;
   readonly #queue = new CallQueue('state channel');
 
   constructor(handle: NativeStateChannel) {
     this[kNative] = handle;
     this.flags = flagsFromBits(nativeSync(() => handle.flags()));
+    this.format = nativeSync(() => handle.format()) ?? undefined;
+    this.verifies = nativeSync(() => handle.verifies());
   }
 
   state(options?: WaitOptions): Promise<DeviceState> {
@@ -83,7 +87,10 @@ export class NativeChannel implements StateChannel {
   }
 
   pending(options?: WaitOptions): Promise<PendingState> {
-    return this.#queue.run(() => this[kNative].pending(), options);
+    return this.#queue.run(async () => {
+      const { initialBytes, dirtyBytes, stopCopyBytes } = await this[kNative].pending();
+      return { initialBytes, dirtyBytes, stopCopyBytes: stopCopyBytes ?? undefined };
+    }, options);
   }
 
   reset(options?: WaitOptions): Promise<void> {

@@ -1,5 +1,5 @@
 import { TowlineError } from '../errors.js';
-import type { MigratableFunction } from '../function/types.js';
+import type { FunctionDescriptor, MigratableFunction } from '../function/types.js';
 import type { OfferedFunction } from './offer.js';
 
 /** `explain()` has the last word before anything is opened. */
@@ -16,9 +16,19 @@ export async function refuseUnmigratable(functions: readonly MigratableFunction[
   }
 }
 
+/** What the driver tells of a function, and what its state bytes are, where its channel knows. */
+async function describe(f: MigratableFunction): Promise<FunctionDescriptor> {
+  await f.open?.();
+  const descriptor = await f.descriptor();
+  const { format } = f.channel();
+  if (format === undefined) return descriptor;
+  const why = 'the bytes of device state mean something only to the driver and the model of device that wrote them';
+  return { ...descriptor, 'state-format': { value: format, rule: 'equal', why } };
+}
+
 /** What is offered, or compared with an offer. */
 export async function describeAll(functions: readonly MigratableFunction[]): Promise<OfferedFunction[]> {
   const described = [];
-  for (const f of functions) described.push({ uuid: f.uuid, name: f.name, descriptor: await f.descriptor() });
+  for (const f of functions) described.push({ uuid: f.uuid, name: f.name, descriptor: await describe(f) });
   return described;
 }

@@ -72,7 +72,8 @@ export interface PrecopyState {
   bytes: number;
   initialBytesLeft: number;
   dirtyBytesLeft: number;
-  stopCopyBytes: number;
+  /** Expected in `stop-copy`; `null` where one of them can't tell. */
+  stopCopyBytes: number | null;
 }
 
 /** A section of the stream as one side has seen it. */

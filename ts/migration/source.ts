@@ -180,7 +180,10 @@ class SourceMigration {
       const stats = JSON.parse(await native(() => session.memoryPass())) as RoundStats;
       const now = performance.now();
       const state = JSON.parse(await native(() => session.precopyState())) as PrecopyStats;
-      if (state.functions > 0) forecaster.observeStateBytes(state.dirtyBytesLeft + state.stopCopyBytes);
+      if (state.functions > 0) {
+        // What is to come in stop-copy has what pre-copy left in it; that is also the least where nobody can tell.
+        forecaster.observeStateBytes(state.stopCopyBytes ?? state.initialBytesLeft + state.dirtyBytesLeft);
+      }
       this.#book(stats);
       this.#report.rounds += 1;
       this.events.push({

@@ -44,7 +44,8 @@ export interface PrecopyStats {
   functions: number;
   initialBytesLeft: number;
   dirtyBytesLeft: number;
-  stopCopyBytes: number;
+  /** `null` where one of them can't tell. */
+  stopCopyBytes: number | null;
 }
 
 export interface SourceTimings {

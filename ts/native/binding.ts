@@ -46,12 +46,16 @@ export interface NativeGuestMemory {
 export interface NativeStateChannel {
   /** bit 0 STOP_COPY, 1 P2P, 2 PRE_COPY */
   flags(): number;
+  /** What the state bytes are, where that is known. */
+  format(): string | null;
+  /** Whether leaving RESUMING refuses whatever is not a whole valid state. */
+  verifies(): boolean;
   state(): Promise<number>;
   setState(to: number): Promise<void>;
   /** `bytes` missing: `kind` is 'empty-for-now' or 'end'. */
   read(maxBytes: number): Promise<{ kind: 'bytes' | 'empty-for-now' | 'end'; bytes?: Uint8Array }>;
   write(data: Uint8Array): Promise<void>;
-  pending(): Promise<{ initialBytes: bigint; dirtyBytes: bigint; stopCopyBytes: bigint }>;
+  pending(): Promise<{ initialBytes: bigint; dirtyBytes: bigint; stopCopyBytes?: bigint | null }>;
   reset(): Promise<void>;
   close(): void;
 }
@@ -73,7 +77,7 @@ export interface NativeBridge {
   fail(id: number, faultJson: string): void;
   /**
    * methods: `state` → json number · `setState` json number · `read` json maxBytes → json 'bytes'|'empty-for-now'|'end' (+ bytes) ·
-   * `write` bytes · `pending` → json {initialBytes,dirtyBytes,stopCopyBytes} as decimal strings · `reset`
+   * `write` bytes · `pending` → json {initialBytes,dirtyBytes,stopCopyBytes} as decimal strings, the last null where unknown · `reset`
    */
   stateChannel(flags: number): NativeStateChannel;
   /** methods: `start` json {ranges:[[gpa,len]…] decimal strings, pageSizeBytes} → json granularity · `harvest` → json {ranges:[[gpa,len]…]} · `stop` */

@@ -27,8 +27,9 @@ pub struct Pending {
     pub initial_bytes: u64,
     /// Bytes that changed since (`dirty_bytes`).
     pub dirty_bytes: u64,
-    /// Bytes expected in `STOP_COPY` (`VFIO_DEVICE_FEATURE_MIG_DATA_SIZE`).
-    pub stop_copy_bytes: u64,
+    /// Bytes expected in `STOP_COPY` (`VFIO_DEVICE_FEATURE_MIG_DATA_SIZE`), those of pre-copy that would be left among them; `None`
+    /// where nobody can tell.
+    pub stop_copy_bytes: Option<u64>,
 }
 
 /// Why a channel or a dirty source refused, in the words of the layer that knows.
@@ -89,6 +90,18 @@ pub trait StateChannel: Send {
     /// Which arcs exist.
     fn flags(&self) -> MigrationFlags;
 
+    /// What the state bytes are, where that is known: `vfio:<driver>:<vendor>:<device>`, `hmlm:<version>:<uuid>`. Part of the
+    /// offer: state goes only to a channel that says the same, or to one that says nothing to one that says nothing.
+    fn format(&self) -> Option<String> {
+        None
+    }
+
+    /// Whether leaving `RESUMING` refuses whatever is not a whole valid state: cut, extended, damaged or foreign. Drivers of the
+    /// kernel don't all do that: `mlx5` and `virtio` take a state that was cut.
+    fn verifies(&self) -> bool {
+        true
+    }
+
     /// The state the function is in now, asked from the device where it can be asked.
     ///
     /// # Errors
@@ -98,8 +111,9 @@ pub trait StateChannel: Send {
     /// Brings the function into `to`.
     ///
     /// # Errors
-    /// [`ChannelErrorKind::State`] where there is no path; otherwise whatever the device said. Leaving `RESUMING` verifies and
-    /// commits what was written, and fails with [`ChannelErrorKind::BadState`] where that is not a whole valid state.
+    /// [`ChannelErrorKind::State`] where there is no path; otherwise whatever the device said. Leaving `RESUMING` commits what
+    /// was written, and fails with [`ChannelErrorKind::BadState`] where the device finds that it is not a whole valid state. A
+    /// channel that [`StateChannel::verifies`] finds all of that; for any other the manifest of the stream has to.
     fn set_state(&mut self, to: DeviceState) -> Result<(), ChannelError>;
 
     /// Reads device state, in `PRE_COPY`, `PRE_COPY_P2P` and `STOP_COPY`.

@@ -328,7 +328,7 @@ impl StateChannel for Endless {
         self.0.write(data)
     }
     fn pending(&mut self) -> Result<Pending, ChannelError> {
-        Ok(Pending { initial_bytes: 3 << 20, dirty_bytes: 1, stop_copy_bytes: 1 })
+        Ok(Pending { initial_bytes: 3 << 20, dirty_bytes: 1, stop_copy_bytes: Some(1) })
     }
     fn reset(&mut self) -> Result<(), ChannelError> {
         self.0.reset()

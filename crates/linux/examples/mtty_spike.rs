@@ -125,7 +125,7 @@ fn moves_with_pre_copy(a: &Device, b: &Device) {
 
     from.set_state(DeviceState::PreCopy).unwrap();
     let pending = from.pending().unwrap();
-    assert_eq!((pending.initial_bytes, pending.dirty_bytes, pending.stop_copy_bytes), (24, 0, STATE as u64));
+    assert_eq!((pending.initial_bytes, pending.dirty_bytes, pending.stop_copy_bytes), (24, 0, Some(STATE as u64)));
     let (mut state, outcome) = drain(from, 10);
     assert_eq!((state.len(), outcome), (HEADER, ReadOutcome::EmptyForNow));
     assert_eq!(from.pending().unwrap().initial_bytes, 0);

@@ -238,7 +238,11 @@ impl StateChannel for JsChannel {
         Ok(Pending {
             initial_bytes: field("initialBytes")?,
             dirty_bytes: field("dirtyBytes")?,
-            stop_copy_bytes: field("stopCopyBytes")?,
+            // Left out, or null: unknown.
+            stop_copy_bytes: match value.get("stopCopyBytes") {
+                None | Some(Value::Null) => None,
+                Some(_) => Some(field("stopCopyBytes")?),
+            },
         })
     }
 

@@ -71,7 +71,7 @@ pub struct ReadResult {
 pub struct PendingResult {
     pub initial_bytes: BigInt,
     pub dirty_bytes: BigInt,
-    pub stop_copy_bytes: BigInt,
+    pub stop_copy_bytes: Option<BigInt>,
 }
 
 #[napi(object)]
@@ -94,20 +94,28 @@ impl Range {
 #[napi]
 pub struct NativeStateChannel {
     slot: Slot<dyn StateChannel>,
+    fixed: Fixed,
+}
+
+/// What never changes of a channel.
+#[derive(Clone, Default)]
+struct Fixed {
     flags: u64,
+    format: Option<String>,
+    verifies: bool,
 }
 
 const CHANNEL: &str = "the state channel";
 
 impl NativeStateChannel {
     pub fn new(inner: Box<dyn StateChannel>) -> Self {
-        let flags = inner.flags().0;
-        Self { slot: Slot::new(inner), flags }
+        let fixed = Fixed { flags: inner.flags().0, format: inner.format(), verifies: inner.verifies() };
+        Self { slot: Slot::new(inner), fixed }
     }
 
     /// For a session: the same channel, which stays usable here afterwards.
     pub fn lend(&self) -> Box<dyn StateChannel> {
-        Box::new(Lent { slot: self.slot.clone(), flags: self.flags })
+        Box::new(Lent { slot: self.slot.clone(), fixed: self.fixed.clone() })
     }
 }
 
@@ -115,7 +123,17 @@ impl NativeStateChannel {
 impl NativeStateChannel {
     #[napi]
     pub fn flags(&self) -> u32 {
-        (self.flags & 7) as u32
+        (self.fixed.flags & 7) as u32
+    }
+
+    #[napi]
+    pub fn format(&self) -> Option<String> {
+        self.fixed.format.clone()
+    }
+
+    #[napi]
+    pub fn verifies(&self) -> bool {
+        self.fixed.verifies
     }
 
     #[napi]
@@ -165,7 +183,7 @@ impl NativeStateChannel {
                 Ok(PendingResult {
                     initial_bytes: BigInt::from(p.initial_bytes),
                     dirty_bytes: BigInt::from(p.dirty_bytes),
-                    stop_copy_bytes: BigInt::from(p.stop_copy_bytes),
+                    stop_copy_bytes: p.stop_copy_bytes.map(BigInt::from),
                 })
             })
         })
@@ -198,13 +216,13 @@ impl NativeDirtySource {
 
     /// For a session: the same source, which stays usable here afterwards.
     pub fn lend(&self) -> Box<dyn DirtySource> {
-        Box::new(Lent { slot: self.slot.clone(), flags: 0 })
+        Box::new(Lent { slot: self.slot.clone(), fixed: Fixed::default() })
     }
 }
 
 struct Lent<T: ?Sized> {
     slot: Slot<T>,
-    flags: u64,
+    fixed: Fixed,
 }
 
 impl<T: ?Sized> Lent<T> {
@@ -219,7 +237,13 @@ impl<T: ?Sized> Lent<T> {
 
 impl StateChannel for Lent<dyn StateChannel> {
     fn flags(&self) -> MigrationFlags {
-        MigrationFlags(self.flags)
+        MigrationFlags(self.fixed.flags)
+    }
+    fn format(&self) -> Option<String> {
+        self.fixed.format.clone()
+    }
+    fn verifies(&self) -> bool {
+        self.fixed.verifies
     }
     fn state(&mut self) -> Result<DeviceState, ChannelError> {
         self.with(|c| c.state())

@@ -231,7 +231,7 @@ fn a_source_that_was_read_out_goes_on() {
     let here = Side::new(&disk, ControllerKind::Vf, memory.clone());
     let (mut host, unread) = busy_guest(&here, &memory);
     let mut channel = here.channel();
-    let estimate = channel.pending().unwrap().stop_copy_bytes;
+    let estimate = channel.pending().unwrap().stop_copy_bytes.unwrap();
     channel.set_state(DeviceState::StopCopy).unwrap();
     let payload = read_all(&mut channel);
     assert_eq!(payload.len() as u64, estimate);

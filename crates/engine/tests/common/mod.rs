@@ -164,7 +164,7 @@ impl StateChannel for Channel {
     }
 
     fn pending(&mut self) -> Result<Pending, ChannelError> {
-        Ok(Pending { initial_bytes: 100, dirty_bytes: 0, stop_copy_bytes: 1 })
+        Ok(Pending { initial_bytes: 100, dirty_bytes: 0, stop_copy_bytes: Some(1) })
     }
 
     fn reset(&mut self) -> Result<(), ChannelError> {

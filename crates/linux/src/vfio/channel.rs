@@ -230,9 +230,10 @@ impl StateChannel for VfioChannel {
             (pending.initial_bytes, pending.dirty_bytes) = (initial, dirty);
         }
         pending.stop_copy_bytes = match self.port.data_size() {
-            Ok(bytes) => bytes,
+            // Several drivers say 0 where they can't tell.
+            Ok(bytes) => (bytes > 0).then_some(bytes),
             // Older kernels, and drivers without it.
-            Err(Errno::NOTTY) => 0,
+            Err(Errno::NOTTY) => None,
             Err(errno) => return Err(failed(&format!("{}: VFIO_DEVICE_FEATURE_MIG_DATA_SIZE", self.name), errno)),
         };
         Ok(pending)

@@ -253,6 +253,13 @@ impl StateChannel for HmlmChannel {
         MigrationFlags(MigrationFlags::STOP_COPY)
     }
 
+    fn format(&self) -> Option<String> {
+        let (version, uuid) = self.format;
+        let uuid =
+            uuid.map_or_else(|| "none".to_owned(), |uuid| uuid.iter().map(|byte| format!("{byte:02x}")).collect());
+        Some(format!("hmlm:{version}:{uuid}"))
+    }
+
     fn state(&mut self) -> Result<DeviceState, ChannelError> {
         // What was set and what is half done is only known here; whether it is suspended, the controller says.
         if matches!(self.state, State::Error | State::Resuming(_)) {
@@ -296,7 +303,7 @@ impl StateChannel for HmlmChannel {
     }
 
     fn pending(&mut self) -> Result<Pending, ChannelError> {
-        let stop_copy_bytes = match &self.state {
+        let bytes = match &self.state {
             State::StopCopy(outgoing) => outgoing.remaining(),
             State::Running | State::Stop => {
                 let (header, _) = self
@@ -310,7 +317,7 @@ impl StateChannel for HmlmChannel {
             State::Resuming(_) => 0,
             State::Error => return Err(self.wrong_state("it has nothing to give")),
         };
-        Ok(Pending { stop_copy_bytes, ..Pending::default() })
+        Ok(Pending { stop_copy_bytes: Some(bytes), ..Pending::default() })
     }
 
     fn reset(&mut self) -> Result<(), ChannelError> {

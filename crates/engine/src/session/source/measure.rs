@@ -116,6 +116,6 @@ impl SourceSession {
     /// A function that can't tell counts as nothing: an estimate is no reason to fail.
     fn state_estimate(&mut self) -> u64 {
         let pending = self.config.functions.iter_mut().filter_map(|f| f.channel.pending().ok());
-        pending.fold(0u64, |sum, p| sum.saturating_add(p.stop_copy_bytes))
+        pending.fold(0u64, |sum, p| sum.saturating_add(p.stop_copy_bytes.unwrap_or(0)))
     }
 }

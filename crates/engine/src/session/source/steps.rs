@@ -23,8 +23,8 @@ pub struct PrecopyStats {
     pub initial_bytes_left: u64,
     /// What the devices say has changed since. An estimate that may be garbage.
     pub dirty_bytes_left: u64,
-    /// What the devices expect to give once stopped. An estimate that may be garbage.
-    pub stop_copy_bytes: u64,
+    /// What the devices expect to give once stopped. An estimate that may be garbage; `None` where one of them can't tell.
+    pub stop_copy_bytes: Option<u64>,
 }
 
 /// The moment at which the last function had stopped.
@@ -69,7 +69,7 @@ impl SourceSession {
         self.expect("precopy_state", &[Step::Tracking])?;
         self.attempt(|s| {
             let start = Instant::now();
-            let mut stats = PrecopyStats::default();
+            let mut stats = PrecopyStats { stop_copy_bytes: Some(0), ..PrecopyStats::default() };
             s.chunk.resize(CHUNK_BYTES, 0);
             for (index, function) in s.config.functions.iter_mut().enumerate() {
                 if !function.channel.flags().has_pre_copy() {
@@ -105,8 +105,9 @@ impl SourceSession {
                 if let Some(pending) = last {
                     stats.initial_bytes_left = stats.initial_bytes_left.saturating_add(pending.initial_bytes);
                     stats.dirty_bytes_left = stats.dirty_bytes_left.saturating_add(pending.dirty_bytes);
-                    stats.stop_copy_bytes = stats.stop_copy_bytes.saturating_add(pending.stop_copy_bytes);
                 }
+                let both = stats.stop_copy_bytes.zip(last.and_then(|pending| pending.stop_copy_bytes));
+                stats.stop_copy_bytes = both.map(|(sum, bytes)| sum.saturating_add(bytes));
             }
             s.timings.add("precopy-state", start);
             s.config.points.hit("source:precopy-state")?;

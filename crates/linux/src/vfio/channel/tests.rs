@@ -300,11 +300,13 @@ fn writes_are_whole_and_void_after_an_error() {
 fn estimates() {
     let fake = fake(7);
     let mut channel = fake.channel();
-    assert_eq!(channel.pending(), Ok(Pending { stop_copy_bytes: 77, ..Pending::default() }));
+    assert_eq!(channel.pending(), Ok(Pending { stop_copy_bytes: Some(77), ..Pending::default() }));
     channel.set_state(DeviceState::PreCopy).unwrap();
-    assert_eq!(channel.pending(), Ok(Pending { initial_bytes: 5, dirty_bytes: 6, stop_copy_bytes: 77 }));
+    assert_eq!(channel.pending(), Ok(Pending { initial_bytes: 5, dirty_bytes: 6, stop_copy_bytes: Some(77) }));
     fake.with(|k| k.data_size = Err(Errno::NOTTY));
-    assert_eq!(channel.pending().map(|p| p.stop_copy_bytes), Ok(0));
+    assert_eq!(channel.pending().map(|p| p.stop_copy_bytes), Ok(None));
+    fake.with(|k| k.data_size = Ok(0));
+    assert_eq!(channel.pending().map(|p| p.stop_copy_bytes), Ok(None));
     fake.with(|k| k.data_size = Err(Errno::IO));
     assert_eq!(channel.pending().unwrap_err().errno, Some(5));
     fake.with(|k| (k.data_size, k.precopy_info) = (Ok(1), Err(Errno::INVAL)));

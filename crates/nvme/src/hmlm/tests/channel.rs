@@ -82,10 +82,10 @@ fn a_state_moves_whatever_the_sizes_of_parts_and_pieces() {
                 let (from, mut out) = source(vendor_bytes, out_transfer);
                 let (to, mut into) = destination(in_transfer);
                 out.set_state(StopCopy).unwrap();
-                let expected = out.pending().unwrap().stop_copy_bytes;
+                let expected = out.pending().unwrap().stop_copy_bytes.unwrap();
                 let payload = read_all(&mut out, out_piece).unwrap();
                 assert_eq!(payload.len() as u64, expected);
-                assert_eq!(out.pending().unwrap().stop_copy_bytes, 0);
+                assert_eq!(out.pending().unwrap().stop_copy_bytes, Some(0));
                 load(&mut into, &payload, in_piece).unwrap();
                 assert_eq!(into.state().unwrap(), Stop);
                 let moved = to.with(|inner| {
