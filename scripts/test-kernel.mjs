@@ -1,104 +1,170 @@
-// Real VFIO migration: boots a Linux kernel with its `mtty` sample devices under QEMU's emulator and moves device state in
-// it. Needs root, apt and a few minutes when it runs for the first time; see test/kernel/README.md. Where something is
-// missing it is skipped, with the reason. With --require that counts as a failure.
-import { constants } from 'node:fs';
-import { access, chmod, copyFile, mkdir, mkdtemp, rm, statfs } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { delimiter, join } from 'node:path';
+// towline on a real Linux kernel: boots the guests of test/kernel/suites.mjs under QEMU's emulator and runs its suites in them. Needs
+// root and apt, and some 8 minutes more when it runs for the first time; see test/kernel/README.md. Where something is missing it
+// is skipped, with the reason.
+//
+//   npm run test:kernel -- [--smoke] [--only NAME]… [--kernel built|debian] [--json] [--require] [--jobs N]
+//
+// --only takes names of suites and of machines. --require: to be skipped counts as a failure. --json prints a line for each row of
+// the table and nothing else on stdout.
+import { mkdir, writeFile } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { join } from 'node:path';
+import { parseArgs } from 'node:util';
 
-import { lost, parseGuestConsole } from './lib/guest-console.mjs';
+import { machines, suites } from '../test/kernel/suites.mjs';
+import { buildNative } from './build-native.mjs';
+import { buildTs } from './build-ts.mjs';
+import { lost, parseGuestConsole, reached } from './lib/guest-console.mjs';
+import { fillRunFolder, guestCommand, guestRoot, runGuest, startHost, withRunFolder } from './lib/guest.mjs';
+import { bootSeconds, planBoots, rolesOf, stepName } from './lib/kernel-plan.mjs';
+import { jsonLine, table, total } from './lib/kernel-rows.mjs';
 import { root, run } from './lib/process.mjs';
 import { closingLines, exitCode, noCounts, sum } from './lib/results.mjs';
 
-const here = join(root, 'test', 'kernel');
-const cache = join(process.env['XDG_CACHE_HOME'] ?? join(process.env['HOME'] ?? '/root', '.cache'), 'towline');
-/** Bytes that the root file system takes, with what is there while it is built. */
-const rootBytes = 3e9;
-/** How build-root.sh ends where the machine has no mirror, or that lacks the packages. */
-const noPackages = 75;
-/** Programs that run in the guest, in this order. */
-const programs = [
-  { crate: 'towline-linux', example: 'mtty_spike' },
-  { crate: 'towline-engine', example: 'mtty_migration' },
-];
-/** The longest that the guest may take, in seconds: it needs 20 on two idle CPUs, and 120 where others want them too. */
-const guestSeconds = 600;
+/**
+ * @typedef {import('./lib/kernel-plan.mjs').Boot} Boot
+ * @typedef {import('./lib/kernel-rows.mjs').Row} Row
+ * @typedef {import('./lib/results.mjs').Counts} Counts
+ */
 
-/** @param {string} name */
-async function isInstalled(name) {
-  const found = (process.env['PATH'] ?? '').split(delimiter).map(async (dir) => {
-    await access(join(dir, name), constants.X_OK);
-  });
-  return (await Promise.allSettled(found)).some((result) => result.status === 'fulfilled');
+/** Consoles and kernel logs of the last run. */
+const logs = join(root, 'target', 'kernel-logs');
+
+const { values: options } = parseArgs({
+  options: {
+    smoke: { type: 'boolean', default: false },
+    json: { type: 'boolean', default: false },
+    require: { type: 'boolean', default: false },
+    only: { type: 'string', multiple: true, default: [] },
+    kernel: { type: 'string' },
+    jobs: { type: 'string', default: String(Math.min(2, availableParallelism())) },
+  },
+});
+const jobs = Math.min(2, Math.max(1, Number(options.jobs) || 1));
+const boots = planBoots(suites, machines, { smoke: options.smoke, only: options.only, kernel: options.kernel });
+const chosen = boots.flatMap((boot) => boot.suites);
+const unknown = options.only.find((name) => !chosen.some((suite) => suite.name === name || suite.machine === name));
+if (unknown !== undefined || boots.length === 0) {
+  process.stderr.write(
+    unknown === undefined ? 'no suite is chosen\n' : `${unknown} is no suite or machine that is chosen\n`,
+  );
+  process.exit(2);
 }
 
-/** Debian's tools that a fresh machine lacks. What can't be had is told by {@link obstacle}. */
-async function installTools() {
-  if ((await isInstalled('mmdebstrap')) && (await isInstalled('cpio')) && (await isInstalled('xz'))) return;
-  if (!(await isInstalled('apt-get'))) return;
-  await run('apt-get', ['update', '-q'], { echo: 'stderr' });
-  await run('apt-get', ['install', '-y', '-q', '--no-install-recommends', 'mmdebstrap', 'cpio', 'xz-utils'], {
-    echo: 'stderr',
-  });
-}
+/** The same counts for all rows. @param {() => Counts} counts @returns {Row[]} */
+const allRows = (counts) =>
+  boots.flatMap((boot) =>
+    boot.suites.map(({ path, oracle }) => ({ path, oracle, kernel: boot.kernel, counts: counts() })),
+  );
 
-/** Why it can't run here, if it can't. @returns {Promise<string | undefined>} */
-async function obstacle() {
-  if (process.platform !== 'linux' || process.arch !== 'x64') return 'it needs Linux on x86-64';
-  if (process.getuid?.() !== 0) return 'it needs root, for chroot and mounts in a namespace of its own';
-  await installTools();
-  for (const tool of ['mmdebstrap', 'unshare', 'chroot', 'xz', 'cpio', 'timeout'])
-    if (!(await isInstalled(tool))) return `it needs ${tool}`;
-  const { code } = await run('unshare', ['--mount', '--propagation', 'private', 'true'], { echo: 'hide' });
-  if (code !== 0) return 'namespaces of mounts are not allowed here';
-  await mkdir(cache, { recursive: true });
-  const { bavail, bsize } = await statfs(cache);
-  if (bavail * bsize < rootBytes) return `${cache} has less than ${rootBytes / 1e9} GB left`;
+/** Builds what the chosen suites need. @returns {Promise<string | undefined>} what does not build */
+async function build() {
+  /** @type {Map<string, Set<string>>} */
+  const examples = new Map();
+  for (const { program } of chosen) {
+    if ('node' in program) continue;
+    examples.set(program.crate, (examples.get(program.crate) ?? new Set()).add(program.example));
+  }
+  for (const [crate, names] of examples) {
+    const args = ['build', '--locked', '-p', crate, ...[...names].flatMap((name) => ['--example', name])];
+    const { code } = await run('cargo', args, { echo: 'stderr' });
+    if (code !== 0) return `the programs of ${crate} do not build`;
+  }
+  const needsTs = chosen.some(({ program }) => 'node' in program) || boots.some(({ machine }) => machine.host);
+  if (needsTs && !((await buildNative()) && (await buildTs()))) return 'the package does not build';
   return undefined;
 }
 
-async function suite() {
-  const reason = await obstacle();
-  if (reason !== undefined) return skipped(reason);
-  const built = await run(join(here, 'build-root.sh'), [], { echo: 'stderr' });
-  if (built.code === noPackages) return skipped('the packages can not be had, see above');
-  if (built.code !== 0) return lost(`the root file system could not be built: ${lastLine(built.stderr)}`);
-  const guestRoot = built.stdout.trim();
-  const folder = await mkdtemp(join(tmpdir(), 'towline-kernel-'));
-  try {
-    await mkdir(join(folder, 'programs'));
-    await copyFile(join(here, 'guest', 'inside'), join(folder, 'inside'));
-    for (const [n, { crate, example }] of programs.entries()) {
-      const { code } = await run('cargo', ['build', '--locked', '-p', crate, '--example', example], { echo: 'stderr' });
-      if (code !== 0) return lost(`${example} does not build`);
-      const target = process.env['CARGO_TARGET_DIR'] ?? join(root, 'target');
-      const program = join(folder, 'programs', `${n}-${example}`);
-      await copyFile(join(target, 'debug', 'examples', example), program);
-      await chmod(program, 0o755);
-    }
-    const boot = ['--kill-after=5', String(guestSeconds), join(here, 'boot.sh'), guestRoot, folder];
-    const names = programs.map(({ example }, n) => `${n}-${example}`);
-    let guest = await run('timeout', boot);
-    let counts = parseGuestConsole(guest.stdout, names);
-    if (counts.passed === 0) {
-      // Emulated timers on a busy machine: its kernel may give up before it has started anything of ours.
-      process.stdout.write('the guest did not come as far as its programs; once more\n');
-      guest = await run('timeout', boot);
-      counts = parseGuestConsole(guest.stdout, names);
-    }
-    return guest.code === 0 ? counts : sum(counts, lost(`QEMU ended with ${guest.code}: ${lastLine(guest.stderr)}`));
-  } finally {
-    await rm(folder, { recursive: true, force: true });
-  }
+/** Lines to stderr as they come, with the name of their guest. @param {string} name */
+function teller(name) {
+  let rest = '';
+  return (/** @type {string} */ text) => {
+    const lines = (rest + text.replaceAll('\r', '')).split('\n');
+    rest = lines.pop() ?? '';
+    for (const line of lines) if (line.trim() !== '') process.stderr.write(`${name}: ${line}\n`);
+  };
 }
 
-/** @param {string} reason */
-const skipped = (reason) => ({ ...noCounts(), skipped: 1, skips: [reason] });
+/**
+ * Boots once and runs the suites.
+ * @param {string} guestRootPath
+ * @param {Boot} boot
+ */
+async function attempt(guestRootPath, boot) {
+  return withRunFolder(async (folder) => {
+    await fillRunFolder(folder, boot);
+    const { host } = boot.machine;
+    const program = host === undefined ? undefined : await startHost(host, folder, teller(`${boot.name} host`));
+    const guests = await Promise.all(
+      rolesOf(boot.machine).map(async (role) => {
+        const name = role === 'alone' ? boot.name : `${boot.name}-${role}`;
+        const command = guestCommand(guestRootPath, folder, boot, role);
+        const guest = await runGuest(command, bootSeconds(boot), teller(name));
+        await writeFile(join(logs, `${name}.console`), guest.console);
+        await run('cp', [join(folder, `kernel-${role}.log`), join(logs, `${name}.dmesg`)], { echo: 'hide' });
+        return guest;
+      }),
+    );
+    return { guests, hostProblem: await program?.stop() };
+  });
+}
 
-/** @param {string} text */
-const lastLine = (text) => text.trimEnd().split('\n').at(-1) ?? '';
+/**
+ * Boots, and once more where the kernel gave up before it had started anything of ours: emulated timers on a busy machine.
+ * @param {string} guestRootPath
+ * @param {Boot} boot
+ * @returns {Promise<Row[]>}
+ */
+async function rowsOf(guestRootPath, boot) {
+  const start = performance.now();
+  let { guests, hostProblem } = await attempt(guestRootPath, boot);
+  if (guests.some(({ console }) => !reached(console).booted)) {
+    process.stderr.write(`${boot.name}: a guest did not come as far as its suites; once more\n`);
+    ({ guests, hostProblem } = await attempt(guestRootPath, boot));
+  }
+  const names = boot.suites.map(stepName);
+  const results = guests.map(({ console }) => parseGuestConsole(console, names));
+  /** @type {Row[]} */
+  const rows = boot.suites.map(({ path, oracle }, n) => {
+    const counts = results.map(({ suites: all }) => all.get(names[n] ?? '') ?? lost('it has no result'));
+    return { path, oracle, kernel: boot.kernel, counts: sum(...counts) };
+  });
+  const problems = [...guests.map(({ problem }) => problem), hostProblem].filter((problem) => problem !== undefined);
+  const counts = sum(...results.map((result) => result.boot), ...problems.map(lost));
+  const seconds = ((performance.now() - start) / 1000).toFixed(0);
+  process.stderr.write(`${boot.name}: ${seconds} s\n`);
+  return [...rows, { path: `guest ${boot.name}`, oracle: "the kernel's log", kernel: boot.kernel, counts }];
+}
 
-const counts = await suite();
-process.stdout.write(closingLines(counts));
-const isSkipped = counts.skipped > 0 && counts.failed + counts.passed === 0;
-process.exitCode = isSkipped && !process.argv.includes('--require') ? 0 : exitCode(counts);
+/** Boots up to `jobs` guests at once; a pair of guests is alone. @param {string} guestRootPath @returns {Promise<Row[]>} */
+async function runBoots(guestRootPath) {
+  await mkdir(logs, { recursive: true });
+  /** @type {Map<Boot, Row[]>} */
+  const results = new Map();
+  const isPair = (/** @type {Boot} */ { machine }) => machine.guests === 2;
+  // The longest first, so that none of them is left for the end.
+  const queue = boots.filter((boot) => !isPair(boot)).toSorted((a, b) => bootSeconds(b) - bootSeconds(a));
+  const worker = async () => {
+    for (let boot = queue.shift(); boot !== undefined; boot = queue.shift())
+      results.set(boot, await rowsOf(guestRootPath, boot));
+  };
+  await Promise.all(Array.from({ length: jobs }, worker));
+  for (const boot of boots.filter(isPair)) results.set(boot, await rowsOf(guestRootPath, boot));
+  return boots.flatMap((boot) => results.get(boot) ?? []);
+}
+
+async function allSuites() {
+  const problem = await build();
+  if (problem !== undefined) return allRows(() => lost(problem));
+  const found = await guestRoot();
+  if ('path' in found) return runBoots(found.path);
+  if ('problem' in found) return allRows(() => lost(found.problem));
+  return allRows(() => ({ ...noCounts(), skipped: 1, skips: [found.skip] }));
+}
+
+const rows = await allSuites();
+const counts = total(rows);
+if (options.json) process.stdout.write(rows.map(jsonLine).join(''));
+else process.stdout.write(`\n${table(rows)}\n${closingLines(counts)}`);
+const isSkipped = counts.skipped === rows.length && counts.failed + counts.passed === 0;
+process.exitCode = isSkipped && !options.require ? 0 : exitCode(counts);

@@ -50,7 +50,10 @@ const port = (n, device) => `-device pcie-root-port,id=rp${n},slot=${n},chassis=
 /** QEMU's NVMe controller with SR-IOV: 4 VFs, flexible queues and vectors, one namespace on /towline/run/nvme.img. */
 const nvmeSriov = [
   '-device nvme-subsys,id=ss0 -drive file=/towline/run/nvme.img,if=none,id=d0,format=raw',
-  port(0, 'nvme,id=nvme0,serial=abc,subsys=ss0,sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=26,msix_qsize=20'),
+  port(
+    0,
+    'nvme,id=nvme0,serial=abc,subsys=ss0,sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=26,msix_qsize=20',
+  ),
   '-device nvme-ns,drive=d0,bus=nvme0,shared=on',
 ];
 

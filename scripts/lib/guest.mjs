@@ -1,0 +1,244 @@
+// Boots guests of test/kernel and reads their consoles.
+import { spawn } from 'node:child_process';
+import { constants, rmSync } from 'node:fs';
+import { access, chmod, copyFile, mkdir, mkdtemp, open, statfs, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { delimiter, join } from 'node:path';
+
+import { machineScript, rolesOf, stepName, stepScript } from './kernel-plan.mjs';
+import { root, run } from './process.mjs';
+
+export const here = join(root, 'test', 'kernel');
+const cache = join(process.env['XDG_CACHE_HOME'] ?? join(process.env['HOME'] ?? '/root', '.cache'), 'towline');
+/** Bytes that the root file system takes, with what is there while the kernel is built. */
+const rootBytes = 5e9;
+/** How build-root.sh ends where the machine has no mirror, or that lacks the packages. */
+const noPackages = 75;
+
+/** @typedef {import('./kernel-plan.mjs').Boot} Boot */
+
+/** @param {string} name */
+async function isInstalled(name) {
+  const found = (process.env['PATH'] ?? '').split(delimiter).map(async (dir) => {
+    await access(join(dir, name), constants.X_OK);
+  });
+  return (await Promise.allSettled(found)).some((result) => result.status === 'fulfilled');
+}
+
+/** Debian's tools that a fresh machine lacks. What can't be had is told by {@link obstacle}. */
+async function installTools() {
+  if ((await isInstalled('mmdebstrap')) && (await isInstalled('cpio')) && (await isInstalled('xz'))) return;
+  if (!(await isInstalled('apt-get'))) return;
+  await run('apt-get', ['update', '-q'], { echo: 'stderr' });
+  await run('apt-get', ['install', '-y', '-q', '--no-install-recommends', 'mmdebstrap', 'cpio', 'xz-utils'], {
+    echo: 'stderr',
+  });
+}
+
+/** Why no guest can run here, if none can. @returns {Promise<string | undefined>} */
+async function obstacle() {
+  if (process.platform !== 'linux' || process.arch !== 'x64') return 'it needs Linux on x86-64';
+  if (process.getuid?.() !== 0) return 'it needs root, for chroot and mounts in a namespace of its own';
+  await installTools();
+  for (const tool of ['mmdebstrap', 'unshare', 'chroot', 'flock', 'xz', 'cpio', 'timeout'])
+    if (!(await isInstalled(tool))) return `it needs ${tool}`;
+  const { code } = await run('unshare', ['--mount', '--propagation', 'private', 'true'], { echo: 'hide' });
+  if (code !== 0) return 'namespaces of mounts are not allowed here';
+  await mkdir(cache, { recursive: true });
+  return undefined;
+}
+
+/**
+ * The guests' root file system with its kernels, built where the cache lacks it (some 8 minutes).
+ * @returns {Promise<{ path: string } | { skip: string } | { problem: string }>}
+ */
+export async function guestRoot() {
+  const skip = await obstacle();
+  if (skip !== undefined) return { skip };
+  const built = await run(join(here, 'build-root.sh'), [], { echo: 'stderr' });
+  if (built.code === 0) return { path: built.stdout.trim() };
+  if (built.code === noPackages) return { skip: 'the packages can not be had, see above' };
+  const { bavail, bsize } = await statfs(cache);
+  if (bavail * bsize < rootBytes) return { skip: `${cache} has less than ${rootBytes / 1e9} GB left` };
+  return { problem: `the root file system could not be built: ${lastLine(built.stderr)}` };
+}
+
+/** @param {string} text */
+const lastLine = (text) => text.trimEnd().split('\n').at(-1) ?? '';
+
+/** Ends what still runs, and removes what is left, when this process is told to end. @type {Set<() => void>} */
+const cleanups = new Set();
+for (const [signal, code] of /** @type {const} */ ([
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+]))
+  process.on(signal, () => {
+    for (const cleanup of cleanups) cleanup();
+    process.exit(code);
+  });
+
+/** A folder that the guests of a boot share with the host. */
+export async function makeRunFolder() {
+  const folder = await mkdtemp(join(tmpdir(), 'towline-kernel-'));
+  await chmod(folder, 0o755);
+  await copyFile(join(here, 'guest', 'inside'), join(folder, 'inside'));
+  return folder;
+}
+
+/**
+ * Puts into a run folder what a boot needs: programs, scripts, disks.
+ * @param {string} folder
+ * @param {Pick<Boot, 'machine' | 'suites'>} boot
+ */
+export async function fillRunFolder(folder, { machine, suites }) {
+  for (const [name, megabytes] of Object.entries(machine.disks ?? {})) {
+    const file = await open(join(folder, name), 'wx');
+    await file.truncate(megabytes * 1024 * 1024);
+    await file.close();
+  }
+  await mkdir(join(folder, 'programs'));
+  const target = process.env['CARGO_TARGET_DIR'] ?? join(root, 'target');
+  for (const { program } of suites) {
+    if ('node' in program) continue;
+    const copy = join(folder, 'programs', program.example);
+    await copyFile(join(target, 'debug', 'examples', program.example), copy);
+    await chmod(copy, 0o755);
+  }
+  for (const role of rolesOf(machine)) {
+    await writeFile(join(folder, `machine-${role}`), machineScript(machine));
+    await mkdir(join(folder, `suites-${role}`));
+    for (const [n, suite] of suites.entries())
+      await writeFile(join(folder, `suites-${role}`, stepName(suite, n)), stepScript(suite));
+  }
+}
+
+/**
+ * The command line of a guest, and its environment.
+ * @param {string} guestRootPath
+ * @param {string} folder
+ * @param {Pick<Boot, 'kernel' | 'machine'>} boot
+ * @param {string} role
+ */
+export function guestCommand(guestRootPath, folder, { kernel, machine }, role) {
+  const devices = (machine.devices ?? []).flatMap((device) => device.split(' '));
+  // Its monitor, for a host program: plugs and unplugs devices.
+  const monitor = ['-qmp', `unix:/towline/run/qmp-${role}.sock,server=on,wait=off`];
+  const other = role === 'source' ? 'destination' : 'source';
+  const address = (/** @type {string} */ end, /** @type {string} */ name) =>
+    `${end}.type=unix,${end}.path=/towline/run/net-${name}.sock`;
+  const network =
+    machine.guests === 2
+      ? [
+          '-netdev',
+          `dgram,id=net0,${address('local', role)},${address('remote', other)}`,
+          '-device',
+          `virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:00:00:0${role === 'source' ? 1 : 2}`,
+        ]
+      : [];
+  return {
+    args: [join(here, 'boot.sh'), guestRootPath, folder, kernel, ...devices, ...monitor, ...network],
+    env: { ...process.env, APPEND: `towline.role=${role}`, MEMORY: String(machine.megabytes ?? 1024) },
+  };
+}
+
+/**
+ * Runs a guest to its end.
+ * @param {{ args: string[], env: NodeJS.ProcessEnv }} command from {@link guestCommand}
+ * @param {number} seconds The longest it may take.
+ * @param {(text: string) => void} [heard] Gets the console as it comes.
+ * @returns {Promise<{ console: string, problem: string | undefined }>}
+ */
+export function runGuest({ args, env }, seconds, heard) {
+  return new Promise((resolve) => {
+    // By `timeout`, which also ends it where this process is gone.
+    const child = spawn('timeout', ['--kill-after=5', String(seconds), ...args], {
+      env,
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    const cleanup = () => child.kill();
+    cleanups.add(cleanup);
+    let console = '';
+    let stderr = '';
+    child.stdout.setEncoding('utf8').on('data', (text) => {
+      console += text;
+      heard?.(text);
+    });
+    child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
+    child.on('error', (error) => {
+      cleanups.delete(cleanup);
+      resolve({ console, problem: String(error) });
+    });
+    child.on('close', (code) => {
+      cleanups.delete(cleanup);
+      const late = code === 124 || code === 137 ? `the guest did not end within ${seconds} s` : undefined;
+      resolve({ console, problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code}: ${lastLine(stderr)}`) });
+    });
+  });
+}
+
+/**
+ * Starts the host program of a machine and waits until it says `ready`.
+ * @param {string} name
+ * @param {string} folder
+ * @param {(text: string) => void} heard Gets what it prints.
+ * @returns {Promise<{ stop(): Promise<string | undefined> }>} `stop` gives what was wrong with it, if anything.
+ */
+export async function startHost(name, folder, heard) {
+  const child = spawn(
+    process.execPath,
+    ['--enable-source-maps', join(root, 'dist-test', 'kernel', 'host', `${name}.js`)],
+    {
+      env: { ...process.env, TOWLINE_RUN: folder },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    },
+  );
+  const cleanup = () => child.kill('SIGKILL');
+  cleanups.add(cleanup);
+  let stderr = '';
+  let isStopping = false;
+  child.stderr.setEncoding('utf8').on('data', (text) => {
+    stderr += text;
+    heard(text);
+  });
+  /** @type {Promise<string | undefined>} */
+  const ended = new Promise((resolve) => {
+    child.on('error', (error) => resolve(String(error)));
+    child.on('close', (code, signal) => {
+      cleanups.delete(cleanup);
+      const isGood = code === 0 && isStopping;
+      resolve(isGood ? undefined : `the host program ${name} ended with ${code ?? signal}: ${lastLine(stderr)}`);
+    });
+  });
+  const ready = new Promise((resolve) => {
+    let stdout = '';
+    child.stdout.setEncoding('utf8').on('data', (text) => {
+      stdout += text;
+      heard(text);
+      if (/^ready$/m.test(stdout)) resolve(undefined);
+    });
+  });
+  await Promise.race([ready, ended]);
+  return {
+    stop: async () => {
+      isStopping = true;
+      child.kill('SIGTERM');
+      const timer = setTimeout(cleanup, 10_000);
+      const problem = await ended;
+      clearTimeout(timer);
+      return problem;
+    },
+  };
+}
+
+/** Uses a run folder and removes it in any case. @template T @param {(folder: string) => Promise<T>} use @returns {Promise<T>} */
+export async function withRunFolder(use) {
+  const folder = await makeRunFolder();
+  const remove = () => rmSync(folder, { recursive: true, force: true });
+  cleanups.add(remove);
+  try {
+    return await use(folder);
+  } finally {
+    cleanups.delete(remove);
+    remove();
+  }
+}
