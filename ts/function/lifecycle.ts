@@ -12,7 +12,7 @@ import { withUndo } from './undo.js';
 const arcs: Readonly<Record<LifecycleState, readonly LifecycleState[]>> = {
   absent: [],
   provisioned: ['absent'],
-  configured: ['provisioned', 'configured', 'migration-enabled'],
+  configured: ['provisioned', 'configured', 'migration-enabled', 'exposed'],
   'migration-enabled': ['configured', 'migration-enabled', 'exposed'],
   exposed: ['configured', 'migration-enabled', 'exposed'],
   released: ['absent', 'provisioned', 'configured', 'migration-enabled', 'exposed', 'released', 'lost'],

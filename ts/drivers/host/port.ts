@@ -1,0 +1,221 @@
+/**
+ * What the drivers ask of this host: its buses, VFIO, devlink and NVMe devices. The native part answers; tests put a host of their own here.
+ */
+import { readdir, readlink } from 'node:fs/promises';
+import { native } from '../../errors.js';
+import type { DirtySource, StateChannel } from '../../function/channel.js';
+import { wrapDirtySource, wrapStateChannel } from '../../function/bridge.js';
+import type { GuestMemory } from '../../migration/memory.js';
+import { binding } from '../../native/api.js';
+import type {
+  NativeDevlinkPort,
+  NativeHost,
+  NativeHostKernel,
+  NativeMdevParent,
+  NativePciFunction,
+  NativeVfioInfo,
+  NativeVfioOptions,
+} from '../../native/host-binding.js';
+import { NativeNvmeAdmin, type NvmeAdmin } from '../nvme/admin.js';
+
+export type PciFunction = NativePciFunction;
+export type MdevParent = NativeMdevParent;
+export type HostKernel = NativeHostKernel;
+export type DevlinkPort = NativeDevlinkPort;
+export type VfioInfo = NativeVfioInfo;
+export type VfioOptions = NativeVfioOptions;
+
+/** What `devlinkSetPort` sets; what is left out stays, and the state is applied last. */
+export interface DevlinkAttributes {
+  hwAddr?: string;
+  state?: 'inactive' | 'active';
+  migratable?: boolean;
+}
+
+/** An open VFIO device. */
+export interface OpenVfio {
+  readonly info: VfioInfo;
+  readonly channel: StateChannel;
+  /** `null` where nobody can tell what it wrote. */
+  readonly source: DirtySource | null;
+  mapMemory(memory: GuestMemory): Promise<void>;
+  unmapMemory(): Promise<void>;
+  /** Idempotent. */
+  close(): Promise<void>;
+}
+
+/** See the file's comment. Everything that writes rejects with a `TowlineError` that has the errno and what it means there. */
+export interface HostPort {
+  kernel(): Promise<HostKernel>;
+  /** What is of interest to us, or every PCI function. */
+  pci(all?: boolean): Promise<readonly PciFunction[]>;
+  mdev(): Promise<readonly MdevParent[]>;
+  devlinkDevices(): Promise<readonly { bus: string; device: string }[]>;
+  devlinkPorts(): Promise<readonly DevlinkPort[]>;
+  devlinkEswitchMode(bus: string, device: string): Promise<string>;
+  devlinkSetPort(bus: string, device: string, index: number, fn: DevlinkAttributes): Promise<void>;
+  devlinkNewPort(
+    bus: string,
+    device: string,
+    port: { flavour: 'pci-sf'; pf: number; sf?: number },
+  ): Promise<DevlinkPort>;
+  devlinkDeletePort(bus: string, device: string, index: number): Promise<void>;
+  setNumVfs(address: string, count: number): Promise<void>;
+  setAutoprobe(address: string, on: boolean): Promise<void>;
+  setVfMsix(address: string, count: number): Promise<void>;
+  setDriverOverride(address: string, driver: string | null): Promise<void>;
+  unbind(address: string): Promise<void>;
+  probe(address: string): Promise<void>;
+  reset(address: string): Promise<void>;
+  mdevCreate(parentPath: string, type: string, uuid: string): Promise<void>;
+  mdevRemove(uuid: string): Promise<void>;
+  openNvme(path: string): Promise<NvmeAdmin & { close(): void }>;
+  openVfio(options: VfioOptions, deviceFd: number | null): Promise<OpenVfio>;
+  /**
+   * Processes other than this one that have one of these files of /dev open, as far as this user may see.
+   * @returns process identifiers.
+   */
+  openers(paths: readonly string[]): Promise<readonly number[]>;
+}
+
+/** Finds who has a file open by the links in /proc; processes of others are skipped where they may not be looked into. */
+async function openersOf(paths: readonly string[]): Promise<number[]> {
+  const wanted = new Set(paths);
+  const found: number[] = [];
+  for (const entry of await readdir('/proc').catch(() => [])) {
+    const pid = Number(entry);
+    if (!Number.isSafeInteger(pid) || pid === process.pid) continue;
+    for (const fd of await readdir(`/proc/${pid}/fd`).catch(() => [])) {
+      const target = await readlink(`/proc/${pid}/fd/${fd}`).catch(() => '');
+      if (!wanted.has(target)) continue;
+      found.push(pid);
+      break;
+    }
+  }
+  return found;
+}
+
+/** {@link HostPort} over the native part. */
+export class NativeHostPort implements HostPort {
+  readonly #sysfs: string | null;
+
+  /** @param sysfs - Root of sysfs; `null`: `/sys`. */
+  constructor(sysfs: string | null = null) {
+    this.#sysfs = sysfs;
+  }
+
+  /** Native code made the JSON; its shape is part of the private native surface. */
+  async #json<T>(call: (host: NativeHost) => Promise<string>): Promise<T> {
+    return JSON.parse(await this.#call(call)) as T;
+  }
+
+  #call<T>(call: (host: NativeHost) => Promise<T>): Promise<T> {
+    return native(() => call(binding()));
+  }
+
+  kernel(): Promise<HostKernel> {
+    return this.#json((h) => h.hostKernel(this.#sysfs));
+  }
+
+  pci(all = false): Promise<readonly PciFunction[]> {
+    return this.#json((h) => h.hostPci(this.#sysfs, all));
+  }
+
+  mdev(): Promise<readonly MdevParent[]> {
+    return this.#json((h) => h.hostMdev(this.#sysfs));
+  }
+
+  devlinkDevices(): Promise<readonly { bus: string; device: string }[]> {
+    return this.#json((h) => h.devlinkDevices());
+  }
+
+  devlinkPorts(): Promise<readonly DevlinkPort[]> {
+    return this.#json((h) => h.devlinkPorts());
+  }
+
+  devlinkEswitchMode(bus: string, device: string): Promise<string> {
+    return this.#call((h) => h.devlinkEswitchMode(bus, device));
+  }
+
+  devlinkSetPort(bus: string, device: string, index: number, fn: DevlinkAttributes): Promise<void> {
+    return this.#call((h) => h.devlinkSetPort(bus, device, index, JSON.stringify(fn)));
+  }
+
+  devlinkNewPort(
+    bus: string,
+    device: string,
+    port: { flavour: 'pci-sf'; pf: number; sf?: number },
+  ): Promise<DevlinkPort> {
+    return this.#json((h) => h.devlinkNewPort(bus, device, JSON.stringify(port)));
+  }
+
+  devlinkDeletePort(bus: string, device: string, index: number): Promise<void> {
+    return this.#call((h) => h.devlinkDeletePort(bus, device, index));
+  }
+
+  setNumVfs(address: string, count: number): Promise<void> {
+    return this.#call((h) => h.pciSetNumVfs(this.#sysfs, address, count));
+  }
+
+  setAutoprobe(address: string, on: boolean): Promise<void> {
+    return this.#call((h) => h.pciSetAutoprobe(this.#sysfs, address, on));
+  }
+
+  setVfMsix(address: string, count: number): Promise<void> {
+    return this.#call((h) => h.pciSetVfMsix(this.#sysfs, address, count));
+  }
+
+  setDriverOverride(address: string, driver: string | null): Promise<void> {
+    return this.#call((h) => h.pciSetDriverOverride(this.#sysfs, address, driver));
+  }
+
+  unbind(address: string): Promise<void> {
+    return this.#call((h) => h.pciUnbind(this.#sysfs, address));
+  }
+
+  probe(address: string): Promise<void> {
+    return this.#call((h) => h.pciProbe(this.#sysfs, address));
+  }
+
+  reset(address: string): Promise<void> {
+    return this.#call((h) => h.pciReset(this.#sysfs, address));
+  }
+
+  mdevCreate(parentPath: string, type: string, uuid: string): Promise<void> {
+    return this.#call((h) => h.mdevCreate(this.#sysfs, parentPath, type, uuid));
+  }
+
+  mdevRemove(uuid: string): Promise<void> {
+    return this.#call((h) => h.mdevRemove(this.#sysfs, uuid));
+  }
+
+  async openNvme(path: string): Promise<NativeNvmeAdmin> {
+    return new NativeNvmeAdmin(await this.#call((h) => h.openNvme(path)));
+  }
+
+  async openVfio(options: VfioOptions, deviceFd: number | null): Promise<OpenVfio> {
+    const device = await this.#call((h) => h.openVfio(JSON.stringify(options), deviceFd));
+    try {
+      const source = device.dirtySource();
+      const channel = wrapStateChannel(device.stateChannel());
+      return {
+        info: JSON.parse(device.info()) as VfioInfo,
+        channel,
+        source: source === null ? null : wrapDirtySource(source),
+        mapMemory: (memory) => native(() => device.mapMemory(memory.native())),
+        unmapMemory: () => native(() => device.unmapMemory()),
+        close: async () => {
+          await channel.close();
+          await native(() => device.close());
+        },
+      };
+    } catch (error) {
+      device.close();
+      throw error;
+    }
+  }
+
+  openers(paths: readonly string[]): Promise<readonly number[]> {
+    return openersOf(paths);
+  }
+}
