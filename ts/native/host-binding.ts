@@ -91,7 +91,12 @@ export interface NativeHostKernel {
   /** `vfio` in debugfs, readable. */
   vfioDebugfs: boolean;
   /** Variant drivers by PCI module aliases (`vfio_pci:v…` in modules.alias): alias pattern → module. */
-  vfioAliases: { pattern: string; module: string }[];
+  vfioAliases: {
+    pattern: string;
+    module: string;
+    /** The PCI driver of that module, for `driver_override`, where it is loaded: `hisi_acc_vfio_pci` has `hisi-acc-vfio-pci`. */
+    driver: string | null;
+  }[];
 }
 
 /** One devlink port. */
@@ -189,7 +194,13 @@ export interface NativeVfioUserServer {
   close(): Promise<void>;
 }
 
-/** The part of the native addon that touches this host. `sysfs` is the root of sysfs, for tests; `null`: `/sys`. */
+/**
+ * The part of the native addon that touches this host. `sysfs` is the root of sysfs, for tests; `null`: `/sys`. What else belongs to
+ * the host is looked for beside it: `TREE/sys` goes with `TREE/dev`, `TREE/proc` and `TREE/lib/modules`.
+ *
+ * A fault of these calls has `details: {what, errnoName, meaning, mend, kernel}`: what was written where, the name of the errno, what it
+ * means for that file, what to do, and the kernel's own words where there are some (each but the first two `''` or `null`).
+ */
 export interface NativeHost {
   /** {@link NativeHostKernel} */
   hostKernel(sysfs: string | null): Promise<string>;

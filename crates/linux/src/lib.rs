@@ -2,5 +2,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod clock;
+pub mod errno;
+pub mod host;
+pub mod mdev;
 pub mod memory;
+pub mod nvme;
+pub mod pci;
+pub mod sysfs;
 pub mod vfio;

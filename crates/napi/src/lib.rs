@@ -12,6 +12,7 @@ mod engine_fault;
 mod fault;
 mod faultpoints;
 mod forecast;
+mod host;
 mod inspect;
 mod journal;
 mod link;
