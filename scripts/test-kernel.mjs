@@ -95,11 +95,14 @@ async function attempt(guestRootPath, boot) {
     await fillRunFolder(folder, boot);
     const { host } = boot.machine;
     const program = host === undefined ? undefined : await startHost(host, folder, teller(`${boot.name} host`));
+    const abort = new AbortController();
     const guests = await Promise.all(
       rolesOf(boot.machine).map(async (role) => {
         const name = role === 'alone' ? boot.name : `${boot.name}-${role}`;
         const command = guestCommand(guestRootPath, folder, boot, role);
-        const guest = await runGuest(command, bootSeconds(boot), teller(name));
+        const guest = await runGuest(command, bootSeconds(boot), teller(name), abort.signal);
+        // The other one of a pair would wait for it.
+        if (!reached(guest.console).done) setTimeout(() => abort.abort(), 10_000).unref();
         await writeFile(join(logs, `${name}.console`), guest.console);
         await run('cp', [join(folder, `kernel-${role}.log`), join(logs, `${name}.dmesg`)], { echo: 'hide' });
         return guest;

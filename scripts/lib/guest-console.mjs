@@ -24,7 +24,7 @@ const lastOf = (lines) => lines.findLast((line) => line.trim() !== '')?.trim() ?
 export function reached(console) {
   const lines = linesOf(console);
   const setup = lines.filter((line) => line.startsWith('towline: setup failed: '));
-  return { booted: lines.includes('towline: boot'), setup, last: lastOf(lines) };
+  return { booted: lines.includes('towline: boot'), done: lines.includes('towline: done'), setup };
 }
 
 /**

@@ -146,9 +146,10 @@ export function guestCommand(guestRootPath, folder, { kernel, machine }, role) {
  * @param {{ args: string[], env: NodeJS.ProcessEnv }} command from {@link guestCommand}
  * @param {number} seconds The longest it may take.
  * @param {(text: string) => void} [heard] Gets the console as it comes.
+ * @param {AbortSignal} [signal] Ends it.
  * @returns {Promise<{ console: string, problem: string | undefined }>}
  */
-export function runGuest({ args, env }, seconds, heard) {
+export function runGuest({ args, env }, seconds, heard, signal) {
   return new Promise((resolve) => {
     // By `timeout`, which also ends it where this process is gone.
     const child = spawn('timeout', ['--kill-after=5', String(seconds), ...args], {
@@ -157,6 +158,7 @@ export function runGuest({ args, env }, seconds, heard) {
     });
     const cleanup = () => child.kill();
     cleanups.add(cleanup);
+    signal?.addEventListener('abort', cleanup, { once: true });
     let console = '';
     let stderr = '';
     child.stdout.setEncoding('utf8').on('data', (text) => {

@@ -19,7 +19,7 @@
  *   the suites. A line that fails fails the boot's suites.
  * @property {1 | 2} [guests] 2: two guests of this kind boot, with a network between them. Every suite runs in both, with
  *   `$TOWLINE_ROLE` (`source` or `destination`), its own `$TOWLINE_ADDRESS` and the other's `$TOWLINE_PEER`, and their TAP is added
- *   up; /towline/run is the same folder in both. A program may have to wait for the other one to begin.
+ *   up; /towline/run is the same folder in both. Both begin a suite at the same time, and neither goes off before the other is done.
  * @property {string} [host] A Node program that runs outside while the guest does, started before it: a file name in
  *   dist-test/kernel/host (test/kernel/host/NAME.ts) without its ending. See test/kernel/host/mailbox.ts.
  * @property {number} [megabytes] The guest's memory, 1024 unless told.
