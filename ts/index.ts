@@ -42,6 +42,7 @@ export type { NvmeResource } from './drivers/nvme/admin.js';
 export type { EmbeddedController } from './native/binding.js';
 export { exposureFor, type Exposure, type ExposureOwnership } from './exposure/exposure.js';
 export * from './function/index.js';
+export * from './host/index.js';
 export { receive } from './migration/destination.js';
 export type { Doubt, Settled } from './migration/doubt.js';
 export type { FaultPoints } from './migration/faults.js';

@@ -16,3 +16,17 @@ export {
   type BarPolicy,
   type BarRule,
 } from './policy.js';
+export {
+  checkQuirk,
+  quirkConfigPolicy,
+  quirkPolicy,
+  quirks,
+  quirksFor,
+  type Quirk,
+  type QuirkBar,
+  type QuirkConfig,
+  type QuirkMatch,
+  type QuirkPlace,
+  type QuirkReset,
+  type QuirkSubject,
+} from './quirks/index.js';

@@ -26,7 +26,7 @@ export interface VariantDriver {
 
 /** The variant driver that names this device; `undefined` where only vfio-pci takes it. */
 export function variantDriver(pci: PciFunction, kernel: HostKernel): VariantDriver | undefined {
-  const module = aliasedModule(pci.modalias, kernel.vfioAliases);
-  if (module === undefined) return undefined;
-  return { module, driver: kernel.pciDrivers.find((d) => sameDriver(d, module)) };
+  const alias = aliasedModule(pci.modalias, kernel.vfioAliases);
+  if (alias === undefined) return undefined;
+  return { module: alias.module, driver: alias.driver ?? kernel.pciDrivers.find((d) => sameDriver(d, alias.module)) };
 }
