@@ -179,10 +179,10 @@ async function explainPci(
   }
   const limits: Reason[] = [...(nvme?.limits ?? [])];
   const pf = facts.pci.find((f) => f.address === fn.physfn);
-  if (pf?.driver != null && sameDriver(pf.driver, 'vfio-pci') && shown.exposure === 'vfio') {
+  if (sameDriver(pf?.driver ?? '', 'vfio-pci') && shown.exposure === 'vfio') {
     limits.push({
       code: 'vf-token-needed',
-      message: `PF ${pf.address} is bound to vfio-pci: who opens ${fn.address} has to give the token that the owner of the PF has set`,
+      message: `PF ${fn.physfn} is bound to vfio-pci: who opens ${fn.address} has to give the token that the owner of the PF has set`,
       mend: 'give the token (a UUID) when it is opened, or bind the PF to its own driver',
     });
   }

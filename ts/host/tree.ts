@@ -195,7 +195,7 @@ export function portHostFunction(port: DevlinkPort): HostFunction {
   };
 }
 
-const FUNCTION_PORTS: readonly DevlinkPort['flavour'][] = ['pci-pf', 'pci-vf', 'pci-sf'];
+const FUNCTION_PORTS: ReadonlySet<DevlinkPort['flavour']> = new Set(['pci-pf', 'pci-vf', 'pci-sf']);
 
 function kernelInfo(kernel: HostKernel): HostKernelInfo {
   const { release, iommu, container, cdev, iommufd, mdev, vfioDebugfs } = kernel;
@@ -230,7 +230,7 @@ export function hostTree(facts: HostFacts): HostTree {
     }));
   const portsOf = (bus: string, device: string): HostFunction[] =>
     facts.ports
-      .filter((p) => p.bus === bus && p.device === device && FUNCTION_PORTS.includes(p.flavour))
+      .filter((p) => p.bus === bus && p.device === device && FUNCTION_PORTS.has(p.flavour))
       .map(portHostFunction)
       // The eswitch has a port for the PF itself, and a VF of this host was shown already.
       .filter((fn) => !shown.has(fn.address) && !(fn.kind === 'pf' && fn.port?.hwAddress === null))
@@ -315,7 +315,7 @@ export function hostTree(facts: HostFacts): HostTree {
 export const NVME_CLASS = 0x01_08_02;
 
 function portsOfFunction(facts: HostFacts, fn: PciFunction): readonly DevlinkPort[] {
-  return facts.ports.filter((p) => p.bus === 'pci' && p.device === fn.address && FUNCTION_PORTS.includes(p.flavour));
+  return facts.ports.filter((p) => p.bus === 'pci' && p.device === fn.address && FUNCTION_PORTS.has(p.flavour));
 }
 
 /**

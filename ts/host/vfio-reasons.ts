@@ -85,9 +85,9 @@ interface Candidate {
   readonly module: string;
 }
 
-function bindTo(address: string, { driver, module }: Candidate, bound: string | null): string {
+function bindTo(address: string, { driver, module }: Candidate, now: string | null): string {
   const load = `modprobe ${module}`;
-  const free = bound === null ? '' : `, echo ${address} > /sys/bus/pci/devices/${address}/driver/unbind`;
+  const free = now === null ? '' : `, echo ${address} > /sys/bus/pci/devices/${address}/driver/unbind`;
   return `${load}, echo ${driver} > /sys/bus/pci/devices/${address}/driver_override${free}, echo ${address} > /sys/bus/pci/drivers_probe; for a function of a serving process towline expose --as vfio does it`;
 }
 
