@@ -137,7 +137,11 @@ export function guestCommand(guestRootPath, folder, { kernel, machine }, role) {
       : [];
   return {
     args: [join(here, 'boot.sh'), guestRootPath, folder, kernel, ...devices, ...monitor, ...network],
-    env: { ...process.env, APPEND: `towline.role=${role}`, MEMORY: String(machine.megabytes ?? 1024) },
+    env: {
+      ...process.env,
+      APPEND: `towline.role=${role} ${machine.append ?? ''}`,
+      MEMORY: String(machine.megabytes ?? 1024),
+    },
   };
 }
 

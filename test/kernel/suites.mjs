@@ -14,6 +14,7 @@
  * @typedef {object} Machine
  * @property {readonly string[]} [devices] Arguments of QEMU, one string a device: split at blanks, none inside an argument but in JSON
  *   written without blanks. Sockets and files are /towline/run/…
+ * @property {string} [append] Added to the kernel's command line.
  * @property {Record<string, number>} [disks] Empty files /towline/run/NAME of so many MiB, made for each boot.
  * @property {readonly string[]} [setup] Shell lines that run once in the guest, each whole by itself. What they `export` is seen by
  *   the suites. A line that fails fails the boot's suites.

@@ -1,0 +1,72 @@
+// An embedded NVMe subsystem whose controllers are on vfio-user sockets, in a process of its own so that it can be killed. Started by
+// `fork` with a description as its argument; told over the channel which further controllers to serve.
+import { EmbeddedDriver, kSubsystem } from '#towline/drivers/embedded.js';
+import { NvmeFunction } from '#towline/drivers/nvme.js';
+import type { FunctionKind } from '#towline/function/types.js';
+
+/** What a server serves. */
+export interface ServerDescription {
+  /** Of the subsystem; its UUID and serial number follow from it. */
+  name: string;
+  /** Files, the first is namespace 1. */
+  namespaces: { path: string; megabytes: number }[];
+  /** Functions that are provisioned by the host before any socket is there. */
+  functions: { kind: FunctionKind; namespaces: number[]; socket: string }[];
+  /** Socket of the controlling PF. What is provisioned later is provisioned through it. */
+  controlling: string;
+  /** VFs and SIOV-like functions that exist, offline, besides those above. */
+  spare: { vf: number; siov: number };
+}
+
+/** Asks for a controller's socket; the answer is {@link ServerAnswer}. */
+export interface ServerRequest {
+  id: number;
+  cntlid: number;
+  socket: string;
+}
+
+/** The first one, without an `id`, says that everything is served, and by which controllers. */
+export interface ServerAnswer {
+  id?: number;
+  error?: string;
+  cntlids?: Record<string, number>;
+}
+
+const description = JSON.parse(process.argv[2] ?? '') as ServerDescription;
+const say = (answer: ServerAnswer): void => void process.send?.(answer);
+
+const vfs = description.functions.filter(({ kind }) => kind === 'vf').length + description.spare.vf;
+const siovs = description.functions.filter(({ kind }) => kind === 'siov').length + description.spare.siov;
+const driver = new EmbeddedDriver([
+  {
+    name: description.name,
+    furtherPfs: 0,
+    maxVfs: vfs,
+    maxSiov: siovs,
+    namespaces: description.namespaces.map(({ path, megabytes }) => ({ path, sizeBytes: BigInt(megabytes) << 20n })),
+  },
+]);
+const controlling = await driver.open(`embedded:${description.name}`);
+const subsystem = controlling[kSubsystem];
+const cntlids: Record<string, number> = {};
+for (const { kind, namespaces, socket } of description.functions) {
+  const fn = await controlling.provision({ kind, queues: 2, vectors: 3, namespaces });
+  if (!(fn instanceof NvmeFunction)) throw new Error('the embedded driver made no NVMe function');
+  cntlids[socket] = fn.cntlid;
+  await subsystem.exposeVfioUser(fn.cntlid, socket, {});
+}
+if (vfs === description.spare.vf && vfs > 0) subsystem.setNumVfs(vfs);
+for (let n = 0; n < description.spare.siov; n++) subsystem.createSiov();
+const pf = controlling.modelControllers().find(({ controlling: is }) => is);
+if (pf === undefined) throw new Error('the subsystem has no controlling function');
+cntlids[description.controlling] = pf.cntlid;
+await subsystem.exposeVfioUser(pf.cntlid, description.controlling, {});
+
+process.on('message', (message) => {
+  const { id, cntlid, socket } = message as ServerRequest;
+  subsystem.exposeVfioUser(cntlid, socket, {}).then(
+    () => say({ id }),
+    (error: unknown) => say({ id, error: String(error) }),
+  );
+});
+say({ cntlids });
