@@ -11,6 +11,10 @@ use towline_core::memory::{GuestMemory, MappedSlice, MemoryError, MemoryErrorKin
 use super::drain::Drain;
 use super::mapping::Mapping;
 
+mod held;
+
+pub use held::HeldMemory;
+
 /// The most regions one guest has. VMMs have tens; a peer that maps without end is stopped here.
 pub const MAX_REGIONS: usize = 4096;
 
