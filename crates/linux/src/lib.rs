@@ -3,6 +3,7 @@
 
 pub mod address_space;
 pub mod clock;
+pub mod devlink;
 pub mod errno;
 pub mod host;
 mod iommu_error;

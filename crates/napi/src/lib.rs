@@ -8,6 +8,7 @@ mod admin;
 mod bar;
 mod bridge;
 mod channel;
+mod devlink;
 mod engine_fault;
 mod fault;
 mod faultpoints;
