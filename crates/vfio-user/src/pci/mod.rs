@@ -1,0 +1,51 @@
+//! PCI functions as a server sees them.
+
+mod config;
+
+use std::sync::Arc;
+
+use towline_core::memory::GuestMemory;
+
+use crate::Interrupts;
+
+pub use config::{ConfigSpace, ConfigWrite, FunctionDescription, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET};
+
+/// Region of config space (`VFIO_PCI_CONFIG_REGION_INDEX`); regions 0 to 5 are the BARs.
+pub const CONFIG_REGION: u32 = 7;
+/// Number of regions (`VFIO_PCI_NUM_REGIONS`): six BARs, the ROM, config space, VGA.
+pub const REGIONS: u32 = 9;
+/// Interrupt index of MSI-X (`VFIO_PCI_MSIX_IRQ_INDEX`).
+pub const MSIX_IRQ: u32 = 2;
+/// Number of interrupt indices (`VFIO_PCI_NUM_IRQS`): INTx, MSI, MSI-X, errors, requests.
+pub const IRQS: u32 = 5;
+
+/// A PCI function that a [`crate::VfioUserServer`] serves. Reads and writes are inside of the region: the server has checked.
+///
+/// Reads and writes come one after the other. They must not wait for DMA of the function, since the client's answers to it come over the
+/// same connection as the access did; a write that does wait says so by [`PciFunction::waits`].
+pub trait PciFunction: Send + Sync {
+    /// Bytes of a region, 0 where it is absent. Does not change while a client is there.
+    fn region_bytes(&self, region: u32) -> u64;
+
+    /// MSI-X vectors. Does not change while a client is there.
+    fn vectors(&self) -> u16;
+
+    /// A client has come. The function is as after a reset; it may do DMA once the client lets it by its config space.
+    fn attach(&self, memory: Arc<dyn GuestMemory>, interrupts: Arc<Interrupts>);
+
+    /// The client is gone, whatever it left under way: no DMA from here on, and the function is reset, as VFIO does when the last user of
+    /// a device closes it.
+    fn detach(&self);
+
+    /// Reads a region.
+    fn read(&self, region: u32, offset: u64, out: &mut [u8]);
+
+    /// Writes a region.
+    fn write(&self, region: u32, offset: u64, data: &[u8]);
+
+    /// Whether this write may wait until DMA has ended: a function level reset, say.
+    fn waits(&self, region: u32, offset: u64, data: &[u8]) -> bool;
+
+    /// Resets the function (`VFIO_DEVICE_RESET`); no DMA of before happens afterwards.
+    fn reset(&self);
+}

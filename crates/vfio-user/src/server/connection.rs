@@ -1,0 +1,111 @@
+//! One client, from its first message to its last.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use rustix::io::Errno;
+
+use super::Shared;
+use super::commands::Commands;
+use super::queue::Queue;
+use crate::peer::Peer;
+use crate::protocol::{MessageType, Version, command};
+use crate::socket::{Ended, Inbox, Message, Outbox};
+use crate::{ClientMemory, Interrupts};
+
+/// Serves a client until it goes, breaks the protocol, or the server is closed. On return the function does no DMA, is reset, and none of the
+/// client's memory and descriptors is left.
+pub(super) fn serve(shared: &Shared, listener: &OwnedFd, socket: OwnedFd) -> Ended {
+    let socket = Arc::new(socket);
+    let outbox = Outbox::new(Arc::clone(&socket), Arc::clone(&shared.wake));
+    let peer = Arc::new(Peer::new(outbox, shared.options.dma_timeout));
+    let memory = Arc::new(ClientMemory::new(Arc::clone(&peer), shared.options.allow_shrinkable));
+    let function = &*shared.function;
+    let interrupts = Arc::new(Interrupts::new(function.vectors()));
+    function.attach(Arc::clone(&memory) as _, Arc::clone(&interrupts));
+    *shared.current() = Some((Arc::clone(&memory), Arc::clone(&interrupts)));
+
+    let stopped = || shared.stopped();
+    let inbox = Inbox { socket, outbox: peer.outbox(), listener, wake: &shared.wake, stop: &stopped };
+    let commands = Commands { function, peer: &peer, memory: &memory, interrupts: &interrupts };
+    let queue = Queue::default();
+    let ended = thread::scope(|scope| {
+        let worker = thread::Builder::new().name("vfio-user-wait".into());
+        if let Err(error) = worker.spawn_scoped(scope, || queue.work(|message| commands.execute(message))) {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+            return Ended::System { call: "start of a thread", errno };
+        }
+        let ended = converse(shared, &inbox, &commands, &queue);
+        // In this order: whoever waits for an answer has to hear that there is none before he can end.
+        peer.close();
+        queue.close();
+        ended
+    });
+    *shared.current() = None;
+    function.detach();
+    interrupts.unwire();
+    memory.unmap_all();
+    ended
+}
+
+fn converse(shared: &Shared, inbox: &Inbox<'_>, commands: &Commands<'_>, queue: &Queue) -> Ended {
+    let next = || {
+        let message = inbox.receive();
+        shared.messages.fetch_add(1, Ordering::Relaxed);
+        message
+    };
+    let greeted = next().and_then(|message| greet(commands, message));
+    if let Err(ended) = greeted {
+        return ended;
+    }
+    loop {
+        let message = match next() {
+            Ok(message) => message,
+            Err(ended) => return ended,
+        };
+        match message.header.message_type() {
+            MessageType::Reply => {
+                if let Err(ended) = commands.peer.answer(&message.header, message.body) {
+                    return ended;
+                }
+            }
+            MessageType::Command if !queue.is_idle() || commands.waits(&message) => {
+                if let Err(ended) = queue.push(message) {
+                    return ended;
+                }
+            }
+            MessageType::Command => commands.execute(message),
+        }
+        if commands.peer.hopeless() {
+            return Ended::Protocol("it does not answer DMA messages".into());
+        }
+    }
+}
+
+/// The first message has to be VERSION.
+fn greet(commands: &Commands<'_>, message: Message) -> Result<(), Ended> {
+    let Message { header, body, .. } = message;
+    let refuse = |errno: Errno, why: String| {
+        // The connection ends with it either way.
+        let _ = commands.peer.outbox().send(header.error_reply(errno.raw_os_error().unsigned_abs()));
+        Err(Ended::Protocol(why))
+    };
+    if header.message_type() != MessageType::Command
+        || header.command != command::VERSION
+        || header.unknown_flags() != 0
+    {
+        return refuse(Errno::INVAL, format!("message {} before VERSION", header.command));
+    }
+    let version = match Version::decode(&body) {
+        Ok(version) => version,
+        Err(error) => return refuse(Errno::INVAL, error.to_string()),
+    };
+    if version.major != 0 {
+        return refuse(Errno::OPNOTSUPP, format!("major version {}; this is 0", version.major));
+    }
+    commands.peer.introduce(version.minor, version.capabilities.max_data_bytes);
+    let answer = header.reply(&[&Version::answer()]);
+    commands.peer.outbox().send(answer).map_err(|_| Ended::ByClient)
+}

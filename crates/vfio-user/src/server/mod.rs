@@ -1,0 +1,255 @@
+//! The socket, and the thread that serves one client after the other.
+
+mod commands;
+mod connection;
+mod queue;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::fs::{FileType, Mode, fchmod, lstat, unlink};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+
+use crate::pci::PciFunction;
+use crate::socket::{Ended, Wake, wait_for_client};
+use crate::{ClientMemory, Interrupts};
+
+/// How long a failed accept is not tried again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How a function is served.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerOptions {
+    /// How long the client has to answer a DMA message. QEMU gives up on this side after 5 s.
+    pub dma_timeout: Duration,
+    /// Maps guest memory whose file may shrink. Whoever can shrink it can then end this process by `SIGBUS`: only for clients that are
+    /// trusted as much as this process itself. Otherwise such memory is reached by messages.
+    pub allow_shrinkable: bool,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self { dma_timeout: Duration::from_secs(3), allow_shrinkable: false }
+    }
+}
+
+/// Why a socket could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Something is at the path already.
+    #[error("{path} is there already, and {what}")]
+    Exists {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        what: &'static str,
+    },
+    /// A system call failed.
+    #[error("{call} of {path}: {source}")]
+    System {
+        /// Its name.
+        call: &'static str,
+        /// The path of the socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// What a server has seen so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerStatus {
+    /// A client is there now.
+    pub connected: bool,
+    /// Clients so far.
+    pub clients: u64,
+    /// Ranges of guest memory that are mapped now.
+    pub mapped_ranges: usize,
+    /// Ranges of guest memory that are reached by messages now.
+    pub message_ranges: usize,
+    /// Interrupts raised to this client.
+    pub interrupts: u64,
+    /// Messages received so far.
+    pub messages: u64,
+    /// Why the last connection ended, or a client could not be accepted.
+    pub last_error: Option<String>,
+}
+
+/// What the threads share.
+pub(crate) struct Shared {
+    pub(crate) function: Arc<dyn PciFunction>,
+    pub(crate) options: ServerOptions,
+    pub(crate) wake: Arc<Wake>,
+    pub(crate) messages: AtomicU64,
+    stop: AtomicBool,
+    clients: AtomicU64,
+    current: Mutex<Option<(Arc<ClientMemory>, Arc<Interrupts>)>>,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Shared {
+    pub(crate) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<(Arc<ClientMemory>, Arc<Interrupts>)>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, what: &Ended) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(what.to_string());
+    }
+}
+
+/// A function on a socket. One client at a time: another one is turned away while there is one, and welcome afterwards; it finds the function
+/// reset. Dropping it closes it.
+pub struct VfioUserServer {
+    path: PathBuf,
+    /// Device and inode of the socket, so that no other file is removed in its place.
+    identity: (u64, u64),
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+fn system<'a>(call: &'static str, path: &'a Path) -> impl Fn(Errno) -> ServerError + 'a {
+    move |errno| ServerError::System { call, path: path.to_owned(), source: errno.into() }
+}
+
+/// A UNIX socket that listens at `path`, for its owner only.
+fn listening(path: &Path) -> Result<OwnedFd, ServerError> {
+    let failed = |call| system(call, path);
+    let address = SocketAddrUnix::new(path).map_err(failed("socket address"))?;
+    let new = || {
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+            .map_err(failed("socket"))
+    };
+    match lstat(path) {
+        Err(Errno::NOENT) => {}
+        Err(errno) => return Err(failed("lstat")(errno)),
+        Ok(stat) => {
+            let exists = |what| Err(ServerError::Exists { path: path.to_owned(), what });
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+                return exists("is no socket");
+            }
+            // A process that was killed leaves its socket; one that lives answers.
+            match connect(new()?, &address) {
+                Err(Errno::CONNREFUSED) => unlink(path).map_err(failed("unlink"))?,
+                _ => return exists("somebody listens on it"),
+            }
+        }
+    }
+    let socket = new()?;
+    // The file gets the mode of the socket when it is bound, so that there is no moment at which others may connect.
+    fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("fchmod"))?;
+    bind(&socket, &address).map_err(failed("bind"))?;
+    listen(&socket, 4).map_err(failed("listen"))?;
+    Ok(socket)
+}
+
+impl VfioUserServer {
+    /// Serves `function` on a new socket at `path`, of mode 0600.
+    ///
+    /// # Errors
+    /// [`ServerError`]; then nothing is there.
+    pub fn start(path: &Path, function: Arc<dyn PciFunction>, options: ServerOptions) -> Result<Self, ServerError> {
+        let wake = Arc::new(Wake::new().map_err(system("eventfd", path))?);
+        let listener = listening(path)?;
+        let stat = lstat(path).map_err(system("lstat", path))?;
+        let shared = Arc::new(Shared {
+            function,
+            options,
+            wake,
+            messages: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            clients: AtomicU64::new(0),
+            current: Mutex::default(),
+            last_error: Mutex::default(),
+        });
+        let run = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("vfio-user".into()).spawn(move || serve(&run, &listener));
+        let thread = thread.map_err(|source| {
+            // The listener is closed already; what it left is only a name.
+            let _ = unlink(path);
+            ServerError::System { call: "start of a thread", path: path.to_owned(), source }
+        })?;
+        Ok(Self {
+            path: path.to_owned(),
+            identity: (stat.st_dev, stat.st_ino),
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Where the socket is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it has seen so far.
+    #[must_use]
+    pub fn status(&self) -> ServerStatus {
+        let current = self.shared.current().clone();
+        let (mapped_ranges, message_ranges) = current.as_ref().map_or((0, 0), |(memory, _)| memory.counts());
+        ServerStatus {
+            connected: current.is_some(),
+            clients: self.shared.clients.load(Ordering::Relaxed),
+            mapped_ranges,
+            message_ranges,
+            interrupts: current.map_or(0, |(_, interrupts)| interrupts.raised()),
+            messages: self.shared.messages.load(Ordering::Relaxed),
+            last_error: self.shared.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    /// Guest memory as the client gives it now; `None` without a client.
+    #[must_use]
+    pub fn memory(&self) -> Option<Arc<ClientMemory>> {
+        self.shared.current().as_ref().map(|(memory, _)| Arc::clone(memory))
+    }
+
+    /// Takes the socket away and ends the client's connection. On return the function does no DMA any more. Idempotent.
+    pub fn close(&self) {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(thread) = thread.take() else { return };
+        if lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity) {
+            let _ = unlink(&self.path);
+        }
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.wake.set();
+        // A thread that panicked has nothing more to say; the function is then detached here.
+        if thread.join().is_err() {
+            self.shared.function.detach();
+        }
+    }
+}
+
+impl Drop for VfioUserServer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn serve(shared: &Shared, listener: &OwnedFd) {
+    while !shared.stopped() {
+        match wait_for_client(listener, &shared.wake, &|| shared.stopped()) {
+            Ok(None) => return,
+            Ok(Some(socket)) => {
+                shared.clients.fetch_add(1, Ordering::Relaxed);
+                let ended = connection::serve(shared, listener, socket);
+                shared.note(&ended);
+            }
+            Err(ended) => {
+                shared.note(&ended);
+                thread::sleep(PAUSE);
+            }
+        }
+    }
+}

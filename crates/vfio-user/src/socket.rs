@@ -1,0 +1,288 @@
+//! The bytes of one connection, in and out. Reading waits; writing never does: what the client does not take yet is kept, up to a
+//! limit, and sent by the reader when there is room. So neither a slow client nor one that is itself writing stops anybody.
+
+use std::collections::VecDeque;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketFlags, accept_with, recvmsg,
+    send,
+};
+
+use crate::protocol::{DecodeError, HEADER_BYTES, Header, MAX_FDS};
+
+/// The most bytes that wait to be sent. A client that takes less is not reading any more.
+const MAX_OUTGOING_BYTES: usize = 16 << 20;
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Ended {
+    /// The client closed it between two messages.
+    #[error("the client has closed the connection")]
+    ByClient,
+    /// It closed it within a message.
+    #[error("the client has closed the connection within a message")]
+    WithinMessage,
+    /// The server is being closed.
+    #[error("the server is being closed")]
+    Stopped,
+    /// The client broke the protocol in a way that can't be answered.
+    #[error("the client sent what is no vfio-user message: {0}")]
+    Protocol(String),
+    /// A system call failed.
+    #[error("{call}: {errno}")]
+    System {
+        /// Its name.
+        call: &'static str,
+        /// Why.
+        errno: Errno,
+    },
+}
+
+impl From<DecodeError> for Ended {
+    fn from(error: DecodeError) -> Self {
+        Self::Protocol(error.to_string())
+    }
+}
+
+fn system(call: &'static str) -> impl FnOnce(Errno) -> Ended {
+    move |errno| Ended::System { call, errno }
+}
+
+/// An event that wakes a thread that waits in `poll`.
+#[derive(Debug)]
+pub(crate) struct Wake(OwnedFd);
+
+impl Wake {
+    pub(crate) fn new() -> Result<Self, Errno> {
+        Ok(Self(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?))
+    }
+
+    pub(crate) fn set(&self) {
+        // Full means that it is set already.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    fn clear(&self) {
+        let _ = rustix::io::read(&self.0, &mut [0u8; 8]);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Outgoing {
+    messages: VecDeque<Vec<u8>>,
+    /// Bytes of the first message that are sent already.
+    sent: usize,
+    bytes: usize,
+    broken: bool,
+}
+
+/// The sending half. Any thread may send; messages stay whole and in order.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    socket: Arc<OwnedFd>,
+    outgoing: Mutex<Outgoing>,
+    wake: Arc<Wake>,
+}
+
+/// Nothing can be sent any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Broken;
+
+impl Outbox {
+    pub(crate) fn new(socket: Arc<OwnedFd>, wake: Arc<Wake>) -> Self {
+        Self { socket, outgoing: Mutex::default(), wake }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a message, now or when there is room.
+    pub(crate) fn send(&self, message: Vec<u8>) -> Result<(), Broken> {
+        let mut outgoing = self.lock();
+        if outgoing.broken || outgoing.bytes + message.len() > MAX_OUTGOING_BYTES {
+            outgoing.broken = true;
+            self.wake.set();
+            return Err(Broken);
+        }
+        outgoing.bytes += message.len();
+        outgoing.messages.push_back(message);
+        self.push(&mut outgoing);
+        if !outgoing.messages.is_empty() || outgoing.broken {
+            self.wake.set();
+        }
+        if outgoing.broken { Err(Broken) } else { Ok(()) }
+    }
+
+    /// Sends what there is room for. Returns whether something is left.
+    fn flush(&self) -> Result<bool, Broken> {
+        let mut outgoing = self.lock();
+        self.push(&mut outgoing);
+        if outgoing.broken { Err(Broken) } else { Ok(!outgoing.messages.is_empty()) }
+    }
+
+    fn push(&self, outgoing: &mut Outgoing) {
+        while let Some(message) = outgoing.messages.front() {
+            let rest = message.get(outgoing.sent..).unwrap_or_default();
+            match send(&*self.socket, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(n) if n >= rest.len() => {
+                    let len = message.len();
+                    outgoing.messages.pop_front();
+                    outgoing.sent = 0;
+                    outgoing.bytes -= len;
+                }
+                Ok(n) => outgoing.sent += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => {
+                    outgoing.broken = true;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A message as it came in.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) header: Header,
+    pub(crate) body: Vec<u8>,
+    /// Descriptors that came along, at most [`MAX_FDS`]. Who does not want them drops them.
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// The receiving half, and the one place where the connection's thread sleeps.
+pub(crate) struct Inbox<'a> {
+    pub(crate) socket: Arc<OwnedFd>,
+    pub(crate) outbox: &'a Outbox,
+    /// Further clients are turned away while this one is served.
+    pub(crate) listener: &'a OwnedFd,
+    pub(crate) wake: &'a Wake,
+    pub(crate) stop: &'a dyn Fn() -> bool,
+}
+
+impl Inbox<'_> {
+    /// The next message.
+    pub(crate) fn receive(&self) -> Result<Message, Ended> {
+        // A client that never pauses is no reason to go on for ever.
+        if (self.stop)() {
+            return Err(Ended::Stopped);
+        }
+        let mut fds = Vec::new();
+        let mut header = [0; HEADER_BYTES];
+        self.fill(&mut header, &mut fds, true)?;
+        let header = Header::decode(&header)?;
+        let mut body = vec![0; header.body_bytes()];
+        self.fill(&mut body, &mut fds, false)?;
+        Ok(Message { header, body, fds })
+    }
+
+    fn fill(&self, out: &mut [u8], fds: &mut Vec<OwnedFd>, first: bool) -> Result<(), Ended> {
+        let mut filled = 0;
+        while let Some(rest) = out.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.receive_some(rest, fds)? {
+                None => self.wait()?,
+                Some(0) if first && filled == 0 => return Err(Ended::ByClient),
+                Some(0) => return Err(Ended::WithinMessage),
+                Some(n) => filled += n,
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` where nothing has come yet.
+    fn receive_some(&self, out: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Option<usize>, Ended> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = match recvmsg(&*self.socket, &mut [IoSliceMut::new(out)], &mut control, flags) {
+            Ok(received) => received,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(Errno::CONNRESET) => return Ok(Some(0)),
+            Err(errno) => return Err(Ended::System { call: "recvmsg", errno }),
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(more) = message {
+                fds.extend(more);
+            }
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > MAX_FDS {
+            return Err(Ended::Protocol(format!("more than {MAX_FDS} file descriptors with one message")));
+        }
+        Ok(Some(received.bytes))
+    }
+
+    /// Sleeps until something comes in; sends meanwhile what there is room for.
+    fn wait(&self) -> Result<(), Ended> {
+        loop {
+            // Cleared first: what is set from here on ends the sleep.
+            self.wake.clear();
+            if (self.stop)() {
+                return Err(Ended::Stopped);
+            }
+            let unsent = self.outbox.flush().map_err(|Broken| Ended::Protocol("its answers are not taken".into()))?;
+            let interest = if unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            let mut fds = [
+                PollFd::new(&*self.socket, interest),
+                PollFd::new(self.wake, PollFlags::IN),
+                PollFd::new(self.listener, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(Ended::System { call: "poll", errno }),
+            }
+            let [socket, _, listener] = fds.map(|fd| fd.revents());
+            if listener.contains(PollFlags::IN) {
+                // One client at a time: another one is told at once rather than left waiting.
+                drop(accept(self.listener));
+            }
+            if socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Accepts a client, if there is one.
+fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
+    match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        Ok(socket) => Ok(Some(socket)),
+        Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Waits for a client. `None` once `stop` says so.
+pub(crate) fn wait_for_client(
+    listener: &OwnedFd,
+    wake: &Wake,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<OwnedFd>, Ended> {
+    loop {
+        wake.clear();
+        if stop() {
+            return Ok(None);
+        }
+        if let Some(socket) = accept(listener).map_err(system("accept"))? {
+            return Ok(Some(socket));
+        }
+        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(wake, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(Ended::System { call: "poll", errno }),
+        }
+    }
+}
