@@ -79,12 +79,12 @@ test('a kernel that complains fails the suite it did so in', (t) => {
   const lines = good.toSpliced(
     at,
     1,
-    '# [    4.9] WARNING: CPU: 0 PID: 1 at x.c:1',
+    '# 4.900000 WARNING: CPU: 0 PID: 1 at x.c:1',
     '# more',
     'towline: kernel complained',
   );
   const { suites, boot } = read(lines);
-  t.deepEqual(suites.get('01-a')?.problems, ['the kernel complained: [    4.9] WARNING: CPU: 0 PID: 1 at x.c:1']);
+  t.deepEqual(suites.get('01-a')?.problems, ['the kernel complained: 4.900000 WARNING: CPU: 0 PID: 1 at x.c:1']);
   t.deepEqual([suites.get('02-b')?.failed, boot.failed], [0, 0]);
   const atBoot = good.with(3, 'towline: kernel complained');
   t.is(read(atBoot).boot.failed, 1);

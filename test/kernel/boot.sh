@@ -21,11 +21,13 @@ exec unshare --mount --propagation private sh -euc '
   mount --bind "$checkout" "$root/towline/checkout"
   mount --bind "$(dirname "$node")" "$root/towline/host"
   mount --rbind /dev "$root/dev"
+  # QEMU makes files for the guest by way of /proc/self/fd.
+  mount -t proc proc "$root/proc"
   exec chroot "$root" nice qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp "$CPUS" -m "$MEMORY" \
     -object "memory-backend-memfd,id=ram,size=${MEMORY}M,share=on" -M q35,kernel-irqchip=split,memory-backend=ram \
     -nographic -nodefaults -chardev stdio,id=console,signal=off -serial chardev:console -monitor none -no-reboot \
     -kernel "/towline/vmlinuz-$kernel" -initrd "/towline/initramfs-$kernel" \
-    -append "console=ttyS0 quiet panic=-1 oops=panic no_timer_check intel_iommu=on $APPEND" \
+    -append "console=ttyS0 quiet printk.time=1 panic=-1 oops=panic no_timer_check intel_iommu=on $APPEND" \
     -device intel-iommu,intremap=on,caching-mode=on \
     -virtfs local,path=/,mount_tag=root,security_model=none,multidevs=remap,readonly=on \
     -virtfs local,path=/towline/run,mount_tag=run,security_model=none,multidevs=remap "$@"

@@ -12,13 +12,9 @@ packages+=,gcc,libc6-dev,flex,bison,bc,libelf-dev,libssl-dev,perl-base
 # What the tests use, and what they compare with.
 packages+=,nvme-cli,libnvme-dev,pkgconf,fio,e2fsprogs,pciutils,iproute2,procps
 
-# Everything that decides what comes out. A newer kernel in the archive is not in it: delete the folder to have that.
-key=$(cat "$0" | sha256sum | cut -c1-16)
-root=$cache/root-$key
-
 mkdir -p "$cache"
 exec 9>"$cache/kernel.lock"
-flock 9
+flock --nonblock 9 || { echo "waiting for another build of the kernel tests' root" >&2; flock 9; }
 # From here on everything is a message, and only the path at the end goes to the caller.
 exec 8>&1 1>&2
 
@@ -39,6 +35,9 @@ inside() {
     exec chroot "$root" nice "$@"
   ' sh "$@"
 }
+
+# Shows that a long build goes on: every 250th line of it.
+progress() { awk -v what="$1" 'NR % 250 == 0 { print what ": " NR " files"; fflush() }'; }
 
 build_root() {
   if [ -z "$mirror" ]; then
@@ -72,7 +71,8 @@ build_root() {
 # The kernel that has what Debian's lacks: iommufd and its test devices, cdev, fault injection, VFIO in debugfs.
 build_kernel() {
   tarball=$(echo "$root"/usr/src/linux-source-*.tar.xz)
-  rm -rf "$root/towline/linux" "$root/towline/modules-built"
+  echo 'building the kernel from its source: 5 minutes on two CPUs, and 2000 files'
+  rm -rf "$root/towline/linux"
   mkdir -p "$root/towline/linux"
   nice tar xf "$tarball" -C "$root/towline/linux" --strip-components=1
   cp "$here/kernel.config" "$root/towline/linux/towline.config"
@@ -84,7 +84,7 @@ build_kernel() {
     echo "the kernel's configuration lacks: $missing"
     exit 1
   fi
-  inside "$root" make -s -C /towline/linux "-j$(nproc)" bzImage modules
+  inside "$root" make -C /towline/linux "-j$(nproc)" bzImage modules | progress kernel
   release=$(cat "$root/towline/linux/include/config/kernel.release")
   rm -rf "$root/lib/modules/$release"
   inside "$root" make -s -C /towline/linux modules_install
@@ -121,10 +121,19 @@ build_initramfs() {
 up_to_date() { [ "$(cat "$root/towline/made-$1" 2>/dev/null)" = "$2" ]; }
 made() { echo "$2" > "$root/towline/made-$1"; }
 
+# What decides about the root is in its name, so that another version of the tests has another. A newer kernel in the archive is not
+# in it: delete the folder to have that.
+key=$({ echo "$suite $packages"; declare -f build_root; } | sha256sum | cut -c1-16)
+root=$cache/root-$key
+# What a build that was killed left, and roots that no test asked for in two weeks.
+rm -rf "$cache"/building.* "$cache"/initramfs.*
+find "$cache" -maxdepth 1 -name 'root-*' -mtime +14 ! -path "$root" -exec rm -rf {} +
+
 up_to_date root "$key" || { build_root; made root "$key"; }
 config=$(sha256sum < "$here/kernel.config")
 up_to_date kernel "$config" || { build_kernel; made kernel "$config"; }
 init=$(sha256sum < "$here/guest/init")
 up_to_date init "$init" || { build_initramfs debian; build_initramfs built; made init "$init"; }
+touch "$root"
 exec 1>&8
 echo "$root"
