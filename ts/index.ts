@@ -4,6 +4,7 @@
  */
 export type { WaitOptions } from './abort.js';
 export * from './bar/index.js';
+export { BaseControllingFunction } from './drivers/controlling.js';
 export type {
   ControllingDriver,
   ControllingFunction,
@@ -17,9 +18,14 @@ export {
   type EmbeddedNamespace,
   type EmbeddedOptions,
 } from './drivers/embedded.js';
+export { DevlinkControllingFunction, DevlinkDriver, DevlinkFunction, type DevlinkOptions } from './drivers/devlink.js';
+export { MdevControllingFunction, MdevDriver, MdevFunction, type MdevOptions } from './drivers/mdev.js';
 export {
   NvmeControllingFunction,
+  NvmeDriver,
   NvmeFunction,
+  type NvmeOptions,
+  type NvmeWanted,
   type NvmeAdmin,
   type NvmeBackend,
   type NvmeControllerInfo,
@@ -29,6 +35,15 @@ export {
   type NvmeSecondary,
   type NvmeStateFormats,
 } from './drivers/nvme.js';
+export {
+  SriovControllingFunction,
+  SriovDriver,
+  SriovFunction,
+  type SriovOptions,
+  type VfioOpenOptions,
+  type VfPoolOptions,
+} from './drivers/sriov.js';
+export { VfioFunction } from './drivers/vfio/function.js';
 export {
   errorCodes,
   isErrorCode,

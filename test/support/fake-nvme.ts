@@ -161,6 +161,11 @@ export class FakeNvme implements NvmeBackend, NvmeAdmin {
     return got;
   }
 
+  async allocatePrimary(cntlid: number, resource: 'vq' | 'vi', count: number): Promise<number> {
+    this.#change(`primary ${cntlid} ${resource} ${count}`);
+    return count;
+  }
+
   async attachNamespace(nsid: number, cntlid: number): Promise<void> {
     this.#change(`attach ${nsid} ${cntlid}`);
     this.#attached.get(nsid)?.add(cntlid);

@@ -5,14 +5,15 @@
 import { throwIfAborted, type WaitOptions } from '../abort.js';
 import { TowlineError, unwrapFault } from '../errors.js';
 import type { ControlledFunction, FunctionConfig, FunctionKind, FunctionSpec, Reason } from '../function/types.js';
+import { withUndo } from '../function/undo.js';
 import type { GuestMemory } from '../migration/memory.js';
 import { BaseControllingFunction, derivedUuid } from './controlling.js';
 import { DevlinkFunction, portName } from './devlink/function.js';
 import type { ControllingDriver, DiscoveredController, KindCapacity } from './driver.js';
 import { NativeHostPort, type DevlinkAttributes, type DevlinkPort, type HostPort, type PciFunction } from './host/port.js';
 import { refuseConfig, reworded } from './host/words.js';
-import { VfPool, type VfPoolOptions } from './pool.js';
-import { explainKernel } from './vfio/explain.js';
+import { VfPool, type UndoPool, type VfPoolOptions } from './pool.js';
+import { kernelReasons } from '../host/vfio-reasons.js';
 import { VfioHandle, type VfioOpenOptions } from './vfio/handle.js';
 import { isVfioDriver } from './vfio/variant.js';
 
@@ -68,7 +69,7 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
   async explain(): Promise<readonly Reason[]> {
     this.checkOpen();
     const { ports } = await this.#read();
-    const reasons = [...explainKernel(await this.#host.kernel())];
+    const reasons = kernelReasons(await this.#host.kernel(), true);
     if (!ports.some((p) => p.flavour === 'pci-vf')) reasons.push(await this.#noVfPorts());
     return reasons;
   }
@@ -116,23 +117,28 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
   }
 
   async #claimVf(identity: { uuid: string; name: string | undefined }): Promise<DevlinkFunction> {
-    const first = await this.#read();
-    if (!first.ports.some((p) => p.flavour === 'pci-vf') && first.pf?.sriov != null) await this.#pool.ensure();
-    const { ports, pf, pci } = await this.#read();
-    const vfs = ports.filter((p) => p.flavour === 'pci-vf');
-    if (vfs.length === 0) {
-      const { message, mend } = await this.#noVfPorts();
-      throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `${message}: ${mend}`);
-    }
-    const free = vfs.find((p) => this.#isFree(p, pf, pci));
-    if (free === undefined) {
-      throw new TowlineError(
-        'ERR_TOWLINE_NO_RESOURCES',
-        `${this.address} has no free VF: each of its ${vfs.length} is bound to a driver, active or provisioned`,
-      );
-    }
-    const own = { uuid: identity.uuid, name: identity.name ?? portName(free) };
-    return this.#make(free, pf, own, { kind: 'vf', migration: false, expose: 'none' });
+    return withUndo(async (steps) => {
+      const first = await this.#read();
+      if (!first.ports.some((p) => p.flavour === 'pci-vf') && first.pf?.sriov != null) {
+        const size = (): Promise<UndoPool> => this.#pool.ensure();
+        await steps.do('size the pool of VFs', size, (undo) => undo());
+      }
+      const { ports, pf, pci } = await this.#read();
+      const vfs = ports.filter((p) => p.flavour === 'pci-vf');
+      if (vfs.length === 0) {
+        const { message, mend } = await this.#noVfPorts();
+        throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `${message}: ${mend}`);
+      }
+      const free = vfs.find((p) => this.#isFree(p, pf, pci));
+      if (free === undefined) {
+        throw new TowlineError(
+          'ERR_TOWLINE_NO_RESOURCES',
+          `${this.address} has no free VF: each of its ${vfs.length} is bound to a driver, active or provisioned`,
+        );
+      }
+      const own = { uuid: identity.uuid, name: identity.name ?? portName(free) };
+      return this.#make(free, pf, own, { kind: 'vf', migration: false, expose: 'none' });
+    });
   }
 
   async #makeSf(identity: { uuid: string; name: string | undefined }): Promise<DevlinkFunction> {

@@ -41,14 +41,21 @@ export class EmbeddedControllingFunction extends NvmeControllingFunction {
     const config = await completeConfig(options);
     const subsystem = await native(() => binding().openSubsystem(JSON.stringify(config)));
     const limits = { vf: config.maxVfs, siov: config.maxSiov };
-    const backend = new EmbeddedBackend(`embedded:${options.name}`, subsystem, limits, async () => {
+    const close = async (): Promise<void> => {
       try {
         await native(() => subsystem.close());
       } finally {
         onClosed();
       }
-    });
-    return new EmbeddedControllingFunction(backend, subsystem);
+    };
+    try {
+      const backend = new EmbeddedBackend(`embedded:${options.name}`, subsystem, limits, close);
+      return new EmbeddedControllingFunction(backend, subsystem);
+    } catch (error) {
+      // Its admin queue could not be made: the subsystem is nobody's then.
+      await close().catch(() => undefined);
+      throw error;
+    }
   }
 
   /** Gives a function the guest memory that its DMA goes to. It keeps it until it is detached or closed. */

@@ -11,7 +11,7 @@ import type { ControllingDriver, DiscoveredController, KindCapacity } from './dr
 import { NativeHostPort, type HostPort, type MdevParent } from './host/port.js';
 import { refuseConfig } from './host/words.js';
 import { MdevFunction } from './mdev/function.js';
-import { explainKernel } from './vfio/explain.js';
+import { kernelReasons } from '../host/vfio-reasons.js';
 import { VfioHandle, type VfioOpenOptions } from './vfio/handle.js';
 
 export { MdevFunction } from './mdev/function.js';
@@ -52,7 +52,7 @@ export class MdevControllingFunction extends BaseControllingFunction<MdevFunctio
   async explain(): Promise<readonly Reason[]> {
     this.checkOpen();
     await this.#parent();
-    return explainKernel(await this.#host.kernel());
+    return kernelReasons(await this.#host.kernel(), false);
   }
 
   /** Maps guest memory for its DMA, from when it is opened. */

@@ -15,6 +15,9 @@ export interface VfPoolOptions {
   force?: boolean | undefined;
 }
 
+/** Brings a pool back to what it was. */
+export type UndoPool = () => Promise<void>;
+
 /** See the file's comment. */
 export class VfPool {
   readonly #host: HostPort;
@@ -46,9 +49,10 @@ export class VfPool {
   /**
    * Sizes the pool, where that is still to be done; whole or not at all.
    * @param before - Runs before there is any VF, with what undoes it.
+   * @returns what undoes all of it, for a caller who fails later; nothing where there was nothing to do.
    * @throws TowlineError `ERR_TOWLINE_UNSUPPORTED` where the PF can have none, `ERR_TOWLINE_NO_RESOURCES` where `vfs` is more than it can have.
    */
-  async ensure(before: (steps: UndoStack) => Promise<void> = async () => undefined): Promise<void> {
+  async ensure(before: (steps: UndoStack) => Promise<void> = async () => undefined): Promise<UndoPool> {
     const host = this.#host;
     const pf = await pciFunction(host, this.#address);
     const { sriov, address } = pf;
@@ -61,9 +65,9 @@ export class VfPool {
         `${address} can have ${sriov.totalVfs} VFs, and ${this.#options.vfs} were asked for`,
       );
     }
-    if (!this.needsSizing(pf)) return;
+    if (!this.needsSizing(pf)) return async () => undefined;
     const size = this.size(pf);
-    await withUndo(async (steps) => {
+    return withUndo(async (steps) => {
       if (sriov.numVfs > 0) {
         // What was in them is gone; only their number can come back.
         await steps.do(
@@ -86,6 +90,7 @@ export class VfPool {
         () => this.#make(pf, size),
         () => host.setNumVfs(address, 0),
       );
+      return () => steps.undo();
     });
   }
 

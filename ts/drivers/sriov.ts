@@ -5,14 +5,15 @@ import { hostname } from 'node:os';
 import { throwIfAborted, type WaitOptions } from '../abort.js';
 import { TowlineError } from '../errors.js';
 import type { ControlledFunction, FunctionConfig, FunctionSpec, Reason } from '../function/types.js';
+import { withUndo } from '../function/undo.js';
 import type { GuestMemory } from '../migration/memory.js';
 import { BaseControllingFunction, derivedUuid } from './controlling.js';
 import type { ControllingDriver, DiscoveredController, KindCapacity } from './driver.js';
 import { NativeHostPort, type HostPort, type PciFunction } from './host/port.js';
 import { pciAddress, pciFunction, refuseConfig } from './host/words.js';
-import { VfPool, type VfPoolOptions } from './pool.js';
+import { VfPool, type UndoPool, type VfPoolOptions } from './pool.js';
 import { SriovFunction } from './sriov/function.js';
-import { explainKernel } from './vfio/explain.js';
+import { kernelReasons } from '../host/vfio-reasons.js';
 import { VfioHandle, type VfioOpenOptions } from './vfio/handle.js';
 import { isVfioDriver, variantDriver } from './vfio/variant.js';
 
@@ -55,7 +56,7 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
   async explain(): Promise<readonly Reason[]> {
     this.checkOpen();
     const { pf } = await this.#read();
-    return explainPf(pf, [...explainKernel(await this.#host.kernel())]);
+    return explainPf(pf, kernelReasons(await this.#host.kernel(), true));
   }
 
   /** Maps guest memory for its DMA, from when it is opened. */
@@ -95,18 +96,21 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
     if (spec.kind !== 'vf') {
       throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', `the driver sriov has VFs only, and a ${spec.kind} was asked for`);
     }
-    await this.#pool.ensure();
-    const { vfs } = await this.#read();
-    const free = vfs.find((vf) => vf.driver === null && !this.#knows(vf));
-    if (free === undefined) {
+    return withUndo(async (steps) => {
+      const size = (): Promise<UndoPool> => this.#pool.ensure();
+      await steps.do('size the pool of VFs', size, (undo) => undo());
+      const { vfs } = await this.#read();
+      const free = vfs.find((vf) => vf.driver === null && !this.#knows(vf));
+      if (free !== undefined) {
+        const own = { uuid: identity.uuid, name: identity.name ?? `vf-${free.address}` };
+        return this.#make(free, own, { kind: 'vf', migration: false, expose: 'none' });
+      }
       throw new TowlineError(
         'ERR_TOWLINE_NO_RESOURCES',
         `${this.address} has no free VF: each of its ${vfs.length} is bound to a driver or provisioned; ` +
           'their number changes only by destroying them all (option force, --force)',
       );
-    }
-    const name = identity.name ?? `vf-${free.address}`;
-    return this.#make(free, { uuid: identity.uuid, name }, { kind: 'vf', migration: false, expose: 'none' });
+    });
   }
 
   protected async give(fn: SriovFunction, config: FunctionConfig): Promise<Partial<FunctionSpec>> {

@@ -32,12 +32,13 @@ function refuse(address: string, exposure: ExposureName, why: string): never {
 async function probe(host: HostPort, pci: PciFunction, override: string | null): Promise<void> {
   const pf = pci.physfn === null ? undefined : await pciFunction(host, pci.physfn);
   if (override !== null || pf?.sriov?.driversAutoprobe !== false) return host.probe(pci.address);
-  await host.setAutoprobe(pf.address, true);
-  try {
+  const { address } = pf;
+  await withUndo(async (steps) => {
+    const off = (): Promise<void> => host.setAutoprobe(address, false);
+    await steps.do(`switch sriov_drivers_autoprobe of ${address} on`, () => host.setAutoprobe(address, true), off);
     await host.probe(pci.address);
-  } finally {
-    await host.setAutoprobe(pf.address, false);
-  }
+    await off();
+  });
 }
 
 /** Unbinds it from whatever has it. */

@@ -25,14 +25,7 @@ export class UndoStack {
    */
   async unwind(cause: unknown): Promise<TowlineError> {
     const error = unwrapFault(cause);
-    const notUndone: { step: string; why: string }[] = [];
-    for (const undo of this.#undos.splice(0).reverse()) {
-      try {
-        await undo.run();
-      } catch (failure) {
-        notUndone.push({ step: undo.what, why: unwrapFault(failure).message });
-      }
-    }
+    const notUndone = (await this.#undo()).map(({ step, failure }) => ({ step, why: failure.message }));
     if (notUndone.length === 0) return error;
     return new TowlineError(
       error.code,
@@ -47,6 +40,24 @@ export class UndoStack {
         details: { notUndone },
       },
     );
+  }
+
+  /** Undoes everything, last first, for a caller who does something that fails later. Throws the first failure, after all were tried. */
+  async undo(): Promise<void> {
+    const [first] = await this.#undo();
+    if (first !== undefined) throw first.failure;
+  }
+
+  async #undo(): Promise<{ step: string; failure: TowlineError }[]> {
+    const failures: { step: string; failure: TowlineError }[] = [];
+    for (const { what, run } of this.#undos.splice(0).reverse()) {
+      try {
+        await run();
+      } catch (failure) {
+        failures.push({ step: what, failure: unwrapFault(failure) });
+      }
+    }
+    return failures;
   }
 }
 

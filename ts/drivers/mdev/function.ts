@@ -13,7 +13,7 @@ import type {
 } from '../../function/types.js';
 import type { ControllingFunction } from '../driver.js';
 import type { HostPort, MdevParent } from '../host/port.js';
-import { explainKernel, explainMdevDriver, explainOpen, explainOwner, gone } from '../vfio/explain.js';
+import { explainMdev, gone } from '../vfio/explain.js';
 import { VfioFunction } from '../vfio/function.js';
 import type { VfioHandle } from '../vfio/handle.js';
 
@@ -87,26 +87,11 @@ export class MdevFunction extends VfioFunction {
   protected async explainDevice(): Promise<readonly Reason[]> {
     const device = await this.#device();
     if (device === undefined) return [gone(this.uuid)];
-    const kernel = await this.#host.kernel();
-    const reasons = [...explainKernel(kernel)];
-    if (this.handle.info !== undefined) return [...reasons, ...explainOpen(this.handle)];
-    if (device.vfioState === null) {
-      // debugfs has the state of every device that migrates.
-      if (kernel.vfioDebugfs) {
-        reasons.push({
-          code: 'driver-cannot-migrate',
-          message: `the driver of ${this.uuid} does not migrate it: debugfs has no migration state of it`,
-          mend: 'use a mediated device whose driver migrates its devices',
-        });
-      } else reasons.push(...explainMdevDriver(this.type.split('-')[0] ?? '', this.uuid));
-    }
-    return [...reasons, ...(await explainOwner(this.#host, this.uuid, this.handle, device))];
+    return explainMdev(this.#host, await this.#host.kernel(), device, this.handle);
   }
 
   /** Whether another process has it open. */
   async inUse(): Promise<boolean> {
-    const device = await this.#device();
-    if (device === undefined) return false;
-    return (await explainOwner(this.#host, this.uuid, this.handle, device)).some((r) => r.code === 'in-use');
+    return (await this.explainDevice()).some((r) => r.code === 'in-use');
   }
 }

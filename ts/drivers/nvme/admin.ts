@@ -44,6 +44,11 @@ export interface NvmeAdmin {
   online(cntlid: number): Promise<void>;
   /** Virtualization Management, ACT 8h; returns how many there are now (NRM), which may differ from `count`. */
   assign(cntlid: number, resource: NvmeResource, count: number): Promise<number>;
+  /**
+   * Virtualization Management, ACT 1h, to the primary controller `cntlid`: how many flexible resources it has itself after its next reset.
+   * Returns how many it will have (NRM).
+   */
+  allocatePrimary(cntlid: number, resource: NvmeResource, count: number): Promise<number>;
   /** Namespace Attachment, SEL 0. */
   attachNamespace(nsid: number, cntlid: number): Promise<void>;
   /** Namespace Attachment, SEL 1. */
@@ -98,6 +103,10 @@ export class NativeNvmeAdmin implements NvmeAdmin {
 
   assign(cntlid: number, resource: NvmeResource, count: number): Promise<number> {
     return native(() => this.#handle.virtualizationManage('assign', cntlid, resource, count));
+  }
+
+  allocatePrimary(cntlid: number, resource: NvmeResource, count: number): Promise<number> {
+    return native(() => this.#handle.virtualizationManage('primary', cntlid, resource, count));
   }
 
   attachNamespace(nsid: number, cntlid: number): Promise<void> {

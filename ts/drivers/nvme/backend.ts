@@ -1,7 +1,8 @@
 /**
  * What of an NVMe controlling function is not an admin command: which functions its host sees, and how they come and go.
  */
-import type { FunctionKind } from '../../function/types.js';
+import type { ExposureName, FunctionKind, FunctionLocation, Reason, Visibility } from '../../function/types.js';
+import type { VfioHandle } from '../vfio/handle.js';
 import type { NvmeAdmin } from './admin.js';
 
 /** One controller of the subsystem. */
@@ -21,23 +22,51 @@ export interface NvmeControllerInfo {
   readonly ownVectors: number;
 }
 
+/** Flexible resources that a function is about to be given. */
+export interface NvmeWanted {
+  /** Queue pairs, the admin queue included. */
+  readonly vq: number;
+  /** Interrupt vectors. */
+  readonly vi: number;
+}
+
 /** The surroundings of one controlling function: sysfs and ioctls for a real one, the model for the embedded one. */
 export interface NvmeBackend {
   /** For people, and for `open`. */
   readonly address: string;
   readonly admin: NvmeAdmin;
-  /** The functions that can be provisioned at most. SIOV-like ones exist only once they were made. */
+  /** The functions that can be provisioned at most. SIOV-like ones exist only once they were made, where they can be made. */
   readonly limits: { readonly vf: number; readonly siov: number };
   /** Every controller that exists now. */
   controllers(): Promise<readonly NvmeControllerInfo[]>;
-  /** Sizes the pool of VFs, once. Idempotent. */
-  ensureVfs(): Promise<void>;
-  /** Makes a SIOV-like function, offline and with nothing assigned. */
-  createSiov(): Promise<number>;
-  /** Removes a SIOV-like function; what it had returns to the pools. */
-  removeSiov(cntlid: number): Promise<void>;
+  /**
+   * Sizes the pool of VFs, once, so that one of them can be given `wanted`. Idempotent.
+   * @returns what undoes it, where something was done and can be undone.
+   */
+  ensureVfs(wanted?: NvmeWanted): Promise<void | (() => Promise<void>)>;
+  /** Makes a SIOV-like function, offline and with nothing assigned. Left out where those that exist are all there are. */
+  createSiov?(): Promise<number>;
+  /** Removes a SIOV-like function that was made; what it had returns to the pools. */
+  removeSiov?(cntlid: number): Promise<void>;
   /** Function level reset, or what stands for it. */
   reset(cntlid: number): Promise<void>;
+  /** Whether somebody has it, so that it is not free, whatever it was given. */
+  isTaken?(cntlid: number): Promise<boolean>;
+  /** Where it is on this host. */
+  location?(cntlid: number): FunctionLocation | undefined;
+  /** How it can be made visible. */
+  visibility?(
+    cntlid: number,
+    migration: () => boolean,
+  ): Readonly<Partial<Record<ExposureName, Visibility | string>>> | undefined;
+  /** How it is visible now. */
+  exposure?(cntlid: number): Promise<ExposureName>;
+  /** The VFIO device that carries its state; `undefined` where the controlling function does, by Migration Send and Receive. @internal */
+  migratesBy?(cntlid: number): VfioHandle | undefined;
+  /** Whether a VFIO driver of this kernel migrates it. */
+  hasVariantDriver?(cntlid: number): Promise<boolean>;
+  /** Why its place on this host keeps it from being migrated. */
+  explain?(cntlid: number): Promise<readonly Reason[]>;
   /** Idempotent. */
   close(): Promise<void>;
 }

@@ -1,9 +1,18 @@
 /**
  * A controlled NVMe function: its device state, its writes, what a destination must match, and why it can't be migrated.
  */
+import { throwIfAborted, type WaitOptions } from '../../abort.js';
 import type { DirtySource, StateChannel } from '../../function/channel.js';
 import { BaseFunction } from '../../function/controlled.js';
-import type { FunctionDescriptor, FunctionIdentity, FunctionSpec, Reason } from '../../function/types.js';
+import type {
+  ExposureName,
+  FunctionDescriptor,
+  FunctionIdentity,
+  FunctionLocation,
+  FunctionSpec,
+  Reason,
+  Visibility,
+} from '../../function/types.js';
 import type { ControllingFunction } from '../driver.js';
 import type { NvmeNamespace } from './admin.js';
 import type { NvmeBackend } from './backend.js';
@@ -18,6 +27,8 @@ function namespaceFact(n: NvmeNamespace): string {
 export class NvmeFunction extends BaseFunction {
   /** Controller identifier; never the same thing at the destination. */
   readonly cntlid: number;
+  readonly location: FunctionLocation | undefined;
+  readonly visibility: Readonly<Partial<Record<ExposureName, Visibility | string>>> | undefined;
   readonly #backend: NvmeBackend;
 
   constructor(
@@ -30,14 +41,28 @@ export class NvmeFunction extends BaseFunction {
     super(controlling, identity, spec);
     this.#backend = backend;
     this.cntlid = cntlid;
+    this.location = backend.location?.(cntlid);
+    this.visibility = backend.visibility?.(cntlid, () => this.spec.migration === true);
   }
 
   protected openChannel(): StateChannel {
-    return this.#backend.admin.stateChannel(this.cntlid);
+    return this.#backend.migratesBy?.(this.cntlid)?.channel ?? this.#backend.admin.stateChannel(this.cntlid);
   }
 
   protected openDirtySources(): readonly DirtySource[] {
-    return [this.#backend.admin.dirtySource(this.cntlid)];
+    const vfio = this.#backend.migratesBy?.(this.cntlid);
+    return vfio === undefined ? [this.#backend.admin.dirtySource(this.cntlid)] : vfio.dirtySources();
+  }
+
+  /** Opens its VFIO device, where that carries its state; the controlling function needs nothing. */
+  async open(options: WaitOptions = {}): Promise<void> {
+    throwIfAborted(options.signal);
+    await this.#backend.migratesBy?.(this.cntlid)?.open();
+  }
+
+  override async close(): Promise<void> {
+    await super.close();
+    await this.#backend.migratesBy?.(this.cntlid)?.close();
   }
 
   /** Whether a host has it enabled now. */
@@ -87,14 +112,18 @@ export class NvmeFunction extends BaseFunction {
 
   protected async explainDevice(): Promise<readonly Reason[]> {
     const { admin } = this.#backend;
+    const byController = explainController(await admin.identify(), await admin.stateFormats());
+    // Where its VFIO driver migrates it, nothing is asked of the controlling function.
+    const byVfio = (await this.#backend.hasVariantDriver?.(this.cntlid)) === true;
     return [
-      ...explainController(await admin.identify(), await admin.stateFormats()),
+      ...(byVfio ? [] : byController),
       ...explainNvme(
         this.name,
         (await this.#backend.controllers()).find((c) => c.cntlid === this.cntlid),
         (await admin.secondaries()).find((s) => s.cntlid === this.cntlid),
       ),
       ...explainNamespaces(this.cntlid, await admin.namespaces()),
+      ...((await this.#backend.explain?.(this.cntlid)) ?? []),
     ];
   }
 }

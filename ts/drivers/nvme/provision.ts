@@ -4,7 +4,7 @@
  */
 import { throwIfAborted, type WaitOptions } from '../../abort.js';
 import { TowlineError } from '../../errors.js';
-import type { FunctionConfig, FunctionKind } from '../../function/types.js';
+import type { FunctionConfig, FunctionKind, FunctionSpec } from '../../function/types.js';
 import { withUndo, type UndoStack } from '../../function/undo.js';
 import type { NvmeSecondary } from './admin.js';
 import type { NvmeBackend } from './backend.js';
@@ -27,36 +27,49 @@ function isFree(s: NvmeSecondary): boolean {
 }
 
 /** Finds, or makes, a function that nobody has. `taken` are the controllers that somebody has. */
-export async function claim(backend: NvmeBackend, kind: FunctionKind, taken: ReadonlySet<number>): Promise<number> {
-  if (kind === 'siov') {
-    return withUndo(async (steps) => {
-      const cntlid = await steps.do(
-        'create the SIOV-like function',
-        () => backend.createSiov(),
-        (made) => backend.removeSiov(made),
-      );
-      await backend.admin.offline(cntlid);
-      return cntlid;
-    });
-  }
-  if (kind === 'vf') await backend.ensureVfs();
+export async function claim(backend: NvmeBackend, spec: FunctionSpec, taken: ReadonlySet<number>): Promise<number> {
+  const { kind } = spec;
+  if (kind === 'siov' && backend.createSiov !== undefined) return createSiov(backend);
+  return withUndo(async (steps) => {
+    if (kind === 'vf') {
+      const { queues = DEFAULT_QUEUES, vectors = queues } = spec;
+      const size = async (): Promise<() => Promise<void>> =>
+        (await backend.ensureVfs({ vq: queues + 1, vi: vectors })) ?? (async () => undefined);
+      await steps.do('size the pool of VFs', size, (undo) => undo());
+    }
+    return claimExisting(backend, kind, taken);
+  });
+}
+
+/** Takes one that is there, sets it offline, and gives its controller identifier. */
+async function claimExisting(backend: NvmeBackend, kind: FunctionKind, taken: ReadonlySet<number>): Promise<number> {
   const controllers = (await backend.controllers()).filter(
     (c) => c.kind === kind && !c.controlling && !taken.has(c.cntlid),
   );
   const secondaries = new Map((await backend.admin.secondaries()).map((s) => [s.cntlid, s]));
-  // A controller that is no secondary brings its own resources: there is nothing of it that could be in use but by a claim.
-  const found = controllers.find((c) => {
-    const s = secondaries.get(c.cntlid);
-    return s === undefined || isFree(s);
-  });
-  if (found === undefined) {
-    throw new TowlineError(
-      'ERR_TOWLINE_NO_RESOURCES',
-      `${backend.address} has no free ${kind}: ${controllers.length} not taken, none of them offline and empty`,
-    );
+  for (const { cntlid } of controllers) {
+    const s = secondaries.get(cntlid);
+    // A controller that is no secondary brings its own resources: there is nothing of it that could be in use but by a claim.
+    if ((s !== undefined && !isFree(s)) || (await backend.isTaken?.(cntlid))) continue;
+    if (s !== undefined) await backend.admin.offline(cntlid);
+    return cntlid;
   }
-  if (secondaries.has(found.cntlid)) await backend.admin.offline(found.cntlid);
-  return found.cntlid;
+  throw new TowlineError(
+    'ERR_TOWLINE_NO_RESOURCES',
+    `${backend.address} has no free ${kind}: ${controllers.length} not taken, none of them offline, empty and bound to no driver`,
+  );
+}
+
+async function createSiov(backend: NvmeBackend): Promise<number> {
+  return withUndo(async (steps) => {
+    const cntlid = await steps.do(
+      'create the SIOV-like function',
+      async () => (await backend.createSiov?.()) ?? 0,
+      async (made) => backend.removeSiov?.(made),
+    );
+    await backend.admin.offline(cntlid);
+    return cntlid;
+  });
 }
 
 async function assign(
@@ -209,6 +222,6 @@ export async function unclaim(backend: NvmeBackend, cntlid: number, kind: Functi
       if (attached.includes(cntlid)) await backend.admin.detachNamespace(nsid, cntlid);
     }
   });
-  if (kind === 'siov') await attempt(() => backend.removeSiov(cntlid));
+  if (kind === 'siov') await attempt(async () => backend.removeSiov?.(cntlid));
   if (failures.length > 0) throw failures[0];
 }

@@ -13,7 +13,7 @@ export function isVfioDriver(driver: string | null, kernel: HostKernel): boolean
   return (
     sameDriver(driver, GENERIC_DRIVER) ||
     variantOf(driver)?.bus === 'pci' ||
-    kernel.vfioAliases.some((a) => sameDriver(a.module, driver))
+    kernel.vfioAliases.some((a) => sameDriver(a.driver ?? a.module, driver))
   );
 }
 
@@ -28,5 +28,6 @@ export interface VariantDriver {
 export function variantDriver(pci: PciFunction, kernel: HostKernel): VariantDriver | undefined {
   const alias = aliasedModule(pci.modalias, kernel.vfioAliases);
   if (alias === undefined) return undefined;
-  return { module: alias.module, driver: alias.driver ?? kernel.pciDrivers.find((d) => sameDriver(d, alias.module)) };
+  const { module, driver } = alias;
+  return { module, driver: driver ?? kernel.pciDrivers.find((d) => sameDriver(d, module)) };
 }
