@@ -91,9 +91,15 @@ test('version, help and wrong usage', async (t) => {
   ]) {
     t.is((await towline('/nowhere', ...wrong)).code, 2, wrong.join(' '));
   }
-  const nobody = await towline('/nowhere/serve.sock', 'list', '--json');
-  t.is(nobody.code, 5);
-  t.like(lines(nobody.out)[0], { error: { code: 'ERR_TOWLINE_GONE' } });
+  for (const asked of [
+    ['list', '--socket', '/nowhere/serve.sock'],
+    ['list', '--no-host'],
+    ['provision', '--kind', 'vf'],
+  ]) {
+    const nobody = await towline('/nowhere/serve.sock', ...asked, '--json');
+    t.is(nobody.code, 5);
+    t.like(lines(nobody.out)[0], { error: { code: 'ERR_TOWLINE_GONE' } });
+  }
 });
 
 test('values and exit codes', (t) => {

@@ -139,6 +139,21 @@ test('a driver that this kernel lacks, and a device that none migrates', async (
   t.deepEqual(codes(await explain(t, '0000:05:00.0')), ['driver-cannot-migrate']);
 });
 
+test('a PF with the identity of VFs is none', async (t) => {
+  const virtio = pci('0000:00:03.0', { vendor: 0x1af4, device: 0x1041, driver: 'virtio-pci' });
+  const aliases = [{ pattern: 'vfio_pci:v00001AF4d00001041sv*sd*bc*sc*i*', module: 'virtio_vfio_pci', driver: null }];
+  for (const vfioAliases of [aliases, []]) {
+    const told = { kernel: { ...kernel, vfioAliases }, pci: [virtio] };
+    const answer = await explain(t, '0000:00:03.0', told);
+    t.deepEqual(codes(answer), ['no-variant-driver']);
+    t.regex(answer.reasons[0]?.message ?? '', /no VFIO driver of kernel/);
+    t.deepEqual(answer.quirks, []);
+    const vf = await explain(t, '0000:00:03.0', { ...told, pci: [{ ...virtio, physfn: '0000:00:02.0', vfIndex: 0 }] });
+    t.deepEqual(codes(vf), [vfioAliases.length > 0 ? 'wrong-driver' : 'no-variant-driver']);
+    t.true(vf.quirks.length > 0);
+  }
+});
+
 test('a VF whose PF is on vfio-pci needs a token', async (t) => {
   const answer = await explain(t, '0000:04:10.0');
   t.deepEqual(codes(answer), ['no-variant-driver']);

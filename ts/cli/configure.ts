@@ -11,6 +11,7 @@ interface Flags extends ClientFlags {
   readonly vectors?: number | undefined;
   readonly namespace?: readonly number[] | undefined;
   readonly migration?: boolean | undefined;
+  readonly hwAddress?: string | undefined;
   readonly fault?: readonly string[] | undefined;
   readonly rate?: string | undefined;
 }
@@ -38,14 +39,14 @@ export const configure = buildCommand({
   },
   func(this: CliContext, flags: Flags, fn: string) {
     return runClient(this, flags, async (client, { out, signal }) => {
-      const { queues, vectors, namespace, migration, fault, rate } = flags;
-      const config = { queues, vectors, namespaces: namespace };
+      const { queues, vectors, namespace, migration, hwAddress, fault, rate } = flags;
+      const config = { queues, vectors, namespaces: namespace, hwAddress };
       if (fault === undefined && rate === undefined) {
         const params = { function: fn, config, ...given({ migration }) };
         showFunction(out, 'configured', await client.call('configure', params, { signal }));
         return;
       }
-      if ([queues, vectors, namespace, migration].some((value) => value !== undefined)) {
+      if ([queues, vectors, namespace, migration, hwAddress].some((value) => value !== undefined)) {
         throw new TowlineError(
           'ERR_TOWLINE_INVALID_ARGUMENT',
           '--fault and --rate are for a controlling function, the other options for a function: give two commands',

@@ -1,6 +1,6 @@
 import { buildCommand } from '@stricli/core';
 import { exposureNames, functionKinds, type ExposureName, type FunctionKind } from '../function/types.js';
-import { clientFlags, runClient, type ClientFlags, type CliContext } from './context.js';
+import { clientFlags, given, runClient, type ClientFlags, type CliContext } from './context.js';
 import { showFunction } from './show.js';
 import { parseCount, parseOnOff, parseText } from './values.js';
 
@@ -10,9 +10,12 @@ interface Flags extends ClientFlags {
   readonly vectors?: number | undefined;
   readonly namespace?: readonly number[] | undefined;
   readonly migration?: boolean | undefined;
+  readonly hwAddress?: string | undefined;
   readonly expose?: ExposureName | undefined;
   readonly uuid?: string | undefined;
   readonly name?: string | undefined;
+  readonly type?: string | undefined;
+  readonly guest?: string | undefined;
 }
 
 /** Flags that `configure` has as well. */
@@ -40,6 +43,13 @@ export const resourceFlags = {
     optional: true,
     placeholder: 'on|off',
   },
+  hwAddress: {
+    kind: 'parsed',
+    parse: parseText,
+    brief: 'Hardware address of its port (devlink): 02:00:00:00:00:01',
+    optional: true,
+    placeholder: 'address',
+  },
 } as const;
 
 /** `towline provision`. JSON: FunctionInfo. */
@@ -62,6 +72,20 @@ export const provision = buildCommand({
         placeholder: 'uuid',
       },
       name: { kind: 'parsed', parse: parseText, brief: 'Name for people', optional: true, placeholder: 'name' },
+      type: {
+        kind: 'parsed',
+        parse: parseText,
+        brief: 'Type of a mediated device (mdev), mtty-2 say (default: the only one that has instances left)',
+        optional: true,
+        placeholder: 'type',
+      },
+      guest: {
+        kind: 'parsed',
+        parse: parseText,
+        brief: 'Guest that it belongs to: functions of one guest have one memory, and are migrated together',
+        optional: true,
+        placeholder: 'name',
+      },
     },
     positional: {
       kind: 'tuple',
@@ -77,11 +101,9 @@ export const provision = buildCommand({
   },
   func(this: CliContext, flags: Flags, controlling?: string) {
     return runClient(this, flags, async (client, { out, signal }) => {
-      const { kind, uuid, name, queues, vectors, namespace, migration, expose } = flags;
-      const spec = { kind, uuid, name, queues, vectors, namespaces: namespace, migration, expose };
-      const fn = await client.call('provision', controlling === undefined ? { spec } : { controlling, spec }, {
-        signal,
-      });
+      const { kind, uuid, name, queues, vectors, namespace, migration, expose, type, guest, hwAddress } = flags;
+      const spec = { kind, uuid, name, queues, vectors, namespaces: namespace, migration, expose, type, hwAddress };
+      const fn = await client.call('provision', { spec, ...given({ controlling, guest }) }, { signal });
       showFunction(out, 'provisioned', fn);
     });
   },

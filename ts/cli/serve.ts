@@ -1,6 +1,7 @@
 import { buildCommand } from '@stricli/core';
 import { join } from 'node:path';
 import { parseRates } from '../rehearsal/rule.js';
+import { controllingName, openControlling, parseControlling, type ControllingWord } from '../serve/drivers.js';
 import { Host } from '../serve/host.js';
 import { defaultSocketPath, defaultStateDirectory } from '../serve/paths.js';
 import { parseRules } from '../serve/rehearsal.js';
@@ -10,6 +11,10 @@ import { faultTexts, rehearsalFlags } from './rehearsal.js';
 import { parseCount, parseNamespace, parseSize, parseText } from './values.js';
 
 interface Flags extends ClientFlags {
+  readonly controlling?: readonly ControllingWord[] | undefined;
+  readonly force?: boolean | undefined;
+  readonly vfioBy?: 'auto' | 'group' | 'cdev' | undefined;
+  readonly vfToken?: string | undefined;
   readonly embedded?: string | undefined;
   readonly namespace?: readonly ReturnType<typeof parseNamespace>[] | undefined;
   readonly pfs?: number | undefined;
@@ -26,15 +31,43 @@ export const serve = buildCommand({
   docs: {
     brief: 'Hold functions in this process and answer the other commands on a UNIX socket',
     fullDescription:
-      'The socket has mode 0600 in a directory that only this user or root can write, so only they can connect; Node can not ask for the credentials of a peer. The functions end with this process, as in a power failure. Ctrl-C ends it.',
+      'Without --controlling an embedded subsystem is started, which needs neither hardware nor rights; its functions end with this process, as in a power failure. With it, controlling functions of this host are opened: towline list shows what there is. The socket has mode 0600 in a directory that only this user or root can write, so only they can connect; Node can not ask for the credentials of a peer. Ctrl-C ends it.',
   },
   parameters: {
     flags: {
       ...clientFlags,
+      controlling: {
+        kind: 'parsed',
+        parse: parseControlling,
+        brief:
+          'Controlling function of this host: nvme:0000:01:00.0, sriov:0000:01:00.0, mdev:mtty, devlink:pci/0000:01:00.0, or embedded:NAME; may be given several times',
+        optional: true,
+        variadic: true,
+        placeholder: 'driver:address',
+      },
+      force: {
+        kind: 'boolean',
+        brief: 'Where the pool of VFs has another size than --vfs, destroy the VFs that are there, whoever uses them',
+        optional: true,
+        withNegated: false,
+      },
+      vfioBy: {
+        kind: 'enum',
+        values: ['auto', 'group', 'cdev'],
+        brief: 'How VFIO devices are opened (default auto: cdev where there is one)',
+        optional: true,
+      },
+      vfToken: {
+        kind: 'parsed',
+        parse: parseText,
+        brief: 'UUID of the VF token, where the PF is bound to vfio-pci',
+        optional: true,
+        placeholder: 'uuid',
+      },
       embedded: {
         kind: 'parsed',
         parse: parseText,
-        brief: 'Name of the embedded subsystem to start (default: default)',
+        brief: 'Name of the embedded subsystem to start (default: default, where there is no --controlling)',
         optional: true,
         placeholder: 'name',
       },
@@ -56,8 +89,9 @@ export const serve = buildCommand({
       },
       vfs: {
         kind: 'parsed',
-        parse: parseCount(0, 127),
-        brief: 'VFs at most (default 4)',
+        parse: parseCount(0, 65_535),
+        brief:
+          'VFs at most: of an embedded subsystem (0 to 127, default 4), or the size of the pool of a real PF (default: all that it can have)',
         optional: true,
         placeholder: 'n',
       },
@@ -91,31 +125,30 @@ export const serve = buildCommand({
       // Wrong ones are told before anything is started or created.
       parseRules(faultTexts(flags.fault) ?? []);
       if (flags.rate !== undefined) parseRates(flags.rate);
+      const { controlling = [], vfs, force, vfioBy: by, vfToken: token } = flags;
+      const embedded = { namespaces: flags.namespace, furtherPfs: flags.pfs, maxVfs: vfs, maxSiov: flags.siov };
+      const own = flags.embedded ?? (controlling.length === 0 ? 'default' : undefined);
       const host = await Host.open({
-        embedded: [
-          {
-            name: flags.embedded ?? 'default',
-            namespaces: flags.namespace,
-            furtherPfs: flags.pfs,
-            maxVfs: flags.vfs,
-            maxSiov: flags.siov,
-          },
-        ],
+        embedded: own === undefined ? [] : [{ name: own, ...embedded }],
+        controlling: () => openControlling(controlling, { vfs, force, embedded, vfio: { by, token } }, { signal }),
         journal: flags.journal ?? join(defaultStateDirectory(env), 'journal'),
         memoryBytes: flags.memory ?? 64n << 20n,
       });
       const start = async (): Promise<RunningServer> => {
-        host.rehearse(host.findControlling(undefined), { faults: faultTexts(flags.fault), rates: flags.rate });
+        const rehearsed = { faults: faultTexts(flags.fault), rates: flags.rate };
+        if (rehearsed.faults !== undefined || rehearsed.rates !== undefined) {
+          host.rehearse(host.findControlling(own === undefined ? undefined : `embedded:${own}`), rehearsed);
+        }
         return startServer(host, flags.socket ?? defaultSocketPath(env));
       };
       const server = await start().catch(async (error: unknown) => {
         await host.close();
         throw error;
       });
-      const controlling = host.controlling.map((c) => c.address);
-      out.value({ serving: { socket: server.socketPath, pid: this.process.pid, controlling } });
-      out.line(`serving ${controlling.join(', ')} on ${server.socketPath} (pid ${this.process.pid})`);
-      const stop = (): void => void server.close();
+      const served = host.controlling.map(controllingName);
+      out.value({ serving: { socket: server.socketPath, pid: this.process.pid, controlling: served } });
+      out.line(`serving ${served.join(', ')} on ${server.socketPath} (pid ${this.process.pid})`);
+      const stop = (): void => void server.close().catch(() => undefined);
       signal.addEventListener('abort', stop, { once: true });
       if (signal.aborted) stop();
       await server.closed;

@@ -5,12 +5,13 @@
 import type { ControllingFunction } from '../drivers/driver.js';
 import { TowlineError } from '../errors.js';
 import { provisionFunction } from '../function/lifecycle.js';
-import type { DirtySource, MemoryRange, StateChannel } from '../function/channel.js';
+import type { DirtySource, MemoryRange } from '../function/channel.js';
 import type { ControlledFunction } from '../function/types.js';
 import { channelChecks } from './channel.js';
 import { CheckRun, type CheckResult } from './check.js';
 import { dirtyChecks } from './dirty.js';
 import type { ChannelInstance, ChannelSubject, DirtySubject } from './subjects.js';
+import { sourceView, view } from './views.js';
 
 /** Options of {@link conformFunction}. */
 export interface ConformFunctionOptions {
@@ -34,46 +35,6 @@ export interface ConformFunctionOptions {
 }
 
 const DEFAULT_MEMORY: readonly MemoryRange[] = [{ gpa: 0n, len: 4n << 20n }];
-
-/** A view of a channel that can be closed and used again: the function keeps its one channel. */
-function view(channel: StateChannel): StateChannel {
-  let closed = false;
-  const open = async <T>(call: () => Promise<T>): Promise<T> => {
-    if (closed) throw new TowlineError('ERR_TOWLINE_CLOSED', 'the state channel is closed');
-    return call();
-  };
-  return {
-    flags: channel.flags,
-    state: (o) => open(() => channel.state(o)),
-    setState: (to, o) => open(() => channel.setState(to, o)),
-    read: (n, o) => open(() => channel.read(n, o)),
-    write: (d, o) => open(() => channel.write(d, o)),
-    pending: (o) => open(() => channel.pending(o)),
-    reset: (o) => open(() => channel.reset(o)),
-    close: async () => {
-      closed = true;
-    },
-  };
-}
-
-/** A view of a dirty source that can be closed and used again, and stops tracking where a check ended in its middle. */
-function sourceView(source: DirtySource): DirtySource {
-  let closed = false;
-  const open = async <T>(call: () => Promise<T>): Promise<T> => {
-    if (closed) throw new TowlineError('ERR_TOWLINE_CLOSED', 'the dirty source is closed');
-    return call();
-  };
-  return {
-    start: (ranges, pageSizeBytes, o) => open(() => source.start(ranges, pageSizeBytes, o)),
-    harvest: (o) => open(() => source.harvest(o)),
-    stop: (o) => open(() => source.stop(o)),
-    close: async () => {
-      if (closed) return;
-      closed = true;
-      await source.stop();
-    },
-  };
-}
 
 function dirtySubject(source: DirtySource, options: ConformFunctionOptions): DirtySubject {
   const { memory = DEFAULT_MEMORY, pageSizeBytes = 4096, write } = options;

@@ -151,7 +151,7 @@ async function explainPci(
     openersOf(reader, vfioPaths(fn)),
     isNvme ? nvmeWay(reader, facts, fn) : undefined,
   ]);
-  const quirks = quirksOf(fn);
+  const quirks = quirksOf({ ...fn, vf: fn.physfn !== null });
   const way = pciWay(facts, fn, features);
   const controls = facts.pci.filter((vf) => vf.physfn === fn.address).length;
   if (fn.physfn === null && (fn.sriov !== null || nvme?.migrates === 'yes') && way.states === null) {

@@ -16,6 +16,8 @@ export interface VariantDriver {
   readonly devices: string;
   /** PCI identities that it takes; empty for `mdev`. */
   readonly ids: readonly { readonly vendor: number; readonly device: number }[];
+  /** It takes VFs only, though its PCI identities are those of PFs as well. */
+  readonly vfsOnly: boolean;
   /** The most that it can do; all false where it does not migrate. */
   readonly states: MigrationFlags;
   /** Whether the device logs the pages that it writes. `depends`: on the device. */
@@ -40,6 +42,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'MLX5_VFIO_PCI',
     devices: 'VFs of NVIDIA ConnectX and BlueField',
     ids: ids(0x15b3, 0x101e),
+    vfsOnly: false,
     states: ALL,
     dirtyLog: 'depends',
     needs:
@@ -52,6 +55,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'HISI_ACC_VFIO_PCI',
     devices: 'VFs of HiSilicon accelerators (SEC, HPRE, ZIP)',
     ids: ids(0x19e5, 0xa251, 0xa256, 0xa259),
+    vfsOnly: false,
     states: { stopCopy: true, p2p: false, preCopy: true },
     dirtyLog: 'no',
     needs: 'a queue manager of version 3 or newer, and the PF on its hisi driver',
@@ -63,6 +67,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'PDS_VFIO_PCI',
     devices: 'VFs of AMD Pensando DSC',
     ids: ids(0x1dd8, 0x1003),
+    vfsOnly: false,
     states: P2P,
     dirtyLog: 'yes',
     needs: 'the PF on pds_core',
@@ -74,6 +79,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'QAT_VFIO_PCI',
     devices: 'VFs of Intel QuickAssist (4xxx, 401xx, 402xx, 420xx, 6xxx)',
     ids: ids(0x8086, 0x4941, 0x4943, 0x4945, 0x4947, 0x4949),
+    vfsOnly: false,
     states: ALL,
     dirtyLog: 'no',
     needs: 'the PF on its qat driver',
@@ -85,6 +91,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'VIRTIO_VFIO_PCI',
     devices: 'VFs of virtio network and block devices',
     ids: ids(0x1af4, 0x1041, 0x1042),
+    vfsOnly: true,
     states: ALL,
     dirtyLog: 'no',
     needs: 'a PF on virtio-pci whose admin queue has the commands for device parts',
@@ -125,6 +132,7 @@ export const variantDrivers: readonly VariantDriver[] = [
       0xe222,
       0xe223,
     ),
+    vfsOnly: true,
     states: P2P,
     dirtyLog: 'no',
     needs: 'the PF on xe, with migration of VFs',
@@ -136,6 +144,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'NVGRACE_GPU_VFIO_PCI',
     devices: 'NVIDIA Grace Hopper and Grace Blackwell GPUs',
     ids: ids(0x10de, 0x2342, 0x2345, 0x2348, 0x2941, 0x31c2),
+    vfsOnly: false,
     states: NONE,
     dirtyLog: 'no',
     needs: null,
@@ -147,6 +156,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'ISM_VFIO_PCI',
     devices: 'ISM of IBM Z',
     ids: ids(0x1014, 0x04ed),
+    vfsOnly: false,
     states: NONE,
     dirtyLog: 'no',
     needs: null,
@@ -158,6 +168,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'SAMPLE_VFIO_MDEV_MTTY',
     devices: 'the sample of a mediated serial port',
     ids: [],
+    vfsOnly: false,
     states: ALL,
     dirtyLog: 'yes',
     needs: null,
@@ -169,6 +180,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'DRM_I915_GVT_KVMGT',
     devices: 'GVT-g shares of Intel GPUs',
     ids: [],
+    vfsOnly: false,
     states: NONE,
     dirtyLog: 'no',
     needs: null,
@@ -180,6 +192,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'VFIO_AP',
     devices: 'crypto adapters of IBM Z',
     ids: [],
+    vfsOnly: false,
     states: NONE,
     dirtyLog: 'no',
     needs: null,
@@ -191,6 +204,7 @@ export const variantDrivers: readonly VariantDriver[] = [
     kconfig: 'VFIO_CCW',
     devices: 'channel devices of IBM Z',
     ids: [],
+    vfsOnly: false,
     states: NONE,
     dirtyLog: 'no',
     needs: null,
@@ -208,9 +222,20 @@ export function variantOf(driver: string | null): VariantDriver | undefined {
   return driver === null ? undefined : variantDrivers.find((v) => sameDriver(v.driver, driver));
 }
 
-/** The driver that would be the right one for a PCI identity, whether this kernel has it or not. */
-export function variantFor(fn: { vendor: number; device: number }): VariantDriver | undefined {
-  return variantDrivers.find((v) => v.ids.some((id) => id.vendor === fn.vendor && id.device === fn.device));
+/** The driver that would be the right one for a PCI function, whether this kernel has it or not. */
+export function variantFor(fn: {
+  readonly vendor: number;
+  readonly device: number;
+  readonly physfn: string | null;
+}): VariantDriver | undefined {
+  return variantDrivers.find(
+    (v) => (fn.physfn !== null || !v.vfsOnly) && v.ids.some((id) => id.vendor === fn.vendor && id.device === fn.device),
+  );
+}
+
+/** Whether a driver would refuse a function since it is no VF. */
+export function refusesPf(driver: string, fn: { readonly physfn: string | null }): boolean {
+  return fn.physfn === null && variantOf(driver)?.vfsOnly === true;
 }
 
 /**

@@ -7,7 +7,7 @@ import type { MigrationFlags } from '../function/state.js';
 import type { Reason } from '../function/types.js';
 import type { DebugfsFeatures, IommuTracking, Opener } from './evidence.js';
 import type { HostFacts } from './read.js';
-import { aliasedModule, sameDriver, variantFor, variantOf, type VariantDriver } from './variants.js';
+import { aliasedModule, refusesPf, sameDriver, variantFor, variantOf, type VariantDriver } from './variants.js';
 
 const identity = (fn: PciFunction): string => `${hex(fn.vendor)}:${hex(fn.device)}`;
 
@@ -140,7 +140,8 @@ function bound(
 export function pciWay(facts: HostFacts, fn: PciFunction, features: DebugfsFeatures | undefined): VfioWay {
   const { kernel } = facts;
   const known = variantFor(fn);
-  const alias = aliasedModule(fn.modalias, kernel.vfioAliases);
+  const named = aliasedModule(fn.modalias, kernel.vfioAliases);
+  const alias = named !== undefined && refusesPf(named.module, fn) ? undefined : named;
   // What is built in has no alias in the file.
   const there = kernel.pciDrivers.find((d) => known !== undefined && sameDriver(d, known.driver));
   const candidate: Candidate | undefined =

@@ -6,6 +6,7 @@ import type { MigratableFunction } from '../function/types.js';
 import { binding } from '../native/api.js';
 import type { NativeSourceSession } from '../native/binding.js';
 import { describeAll, refuseUnmigratable } from './describe.js';
+import { doubtOf } from './doubt.js';
 import type { Verdict } from './journal.js';
 import { SessionParts } from './parts.js';
 import { outcomes, termsOf } from './session-native.js';
@@ -82,6 +83,7 @@ export class SourceSession implements AsyncDisposable {
   readonly #stream: CallerStream;
   readonly #steps: Steps<SourceSessionState, Call>;
   readonly #byCaller: boolean;
+  readonly #fence: SourceSessionOptions['fence'];
   #epoch = 0;
   #closing: Promise<void> | undefined;
 
@@ -91,6 +93,7 @@ export class SourceSession implements AsyncDisposable {
     this.#functions = functions;
     this.#stream = new CallerStream(options.stream);
     this.#byCaller = options.commit === 'caller';
+    this.#fence = options.fence;
     this.#parts = new SessionParts({
       functions,
       memory: options.memory,
@@ -174,7 +177,10 @@ export class SourceSession implements AsyncDisposable {
     const failed = (error: TowlineError): SourceSessionState => {
       // A refused offer is over already, on both sides.
       if (error.code === 'ERR_TOWLINE_MISMATCH') return 'aborted';
-      return error.code === 'ERR_TOWLINE_IN_DOUBT' ? 'in-doubt' : 'failed';
+      if (error.code !== 'ERR_TOWLINE_IN_DOUBT') return 'failed';
+      // Without an intent of this session the doubt is an earlier one's, and stays that.
+      if (call === 'intent') this.#tellDoubt();
+      return 'in-doubt';
     };
     return this.#steps.run(call, { work, options, failed, ...(next === undefined ? {} : { next }) });
   }
@@ -285,7 +291,9 @@ export class SourceSession implements AsyncDisposable {
   async commit(options?: WaitOptions): Promise<{ epoch: number }> {
     const failed = (error: TowlineError): SourceSessionState => {
       if (error.code === 'ERR_TOWLINE_COMMIT_REFUSED') return 'refused';
-      return error.code === 'ERR_TOWLINE_IN_DOUBT' ? 'in-doubt' : 'failed';
+      if (error.code !== 'ERR_TOWLINE_IN_DOUBT') return 'failed';
+      this.#tellDoubt();
+      return 'in-doubt';
     };
     const work = async () => epochOf(await native(() => this.#native.commit()));
     return this.#steps.run('commit', { work, options, next: 'committed', failed });
@@ -339,6 +347,7 @@ export class SourceSession implements AsyncDisposable {
     const verdict = await this.#steps.run('settle', { work });
     if (verdict === 'released') this.#steps.enter('committed');
     if (verdict === 'resume-source') this.#steps.enter('refused');
+    if (verdict !== 'in-doubt') for (const fn of this.#functions) fn.setDoubt?.(undefined);
     return verdict;
   }
 
@@ -372,7 +381,14 @@ export class SourceSession implements AsyncDisposable {
     return this.#closing;
   }
 
+  /** Functions whose commit may have been heard stay stopped, and say why until `recover` knows. */
+  #tellDoubt(): void {
+    for (const fn of this.#functions) fn.setDoubt?.(doubtOf(this.id, this.#fence));
+  }
+
   async #close(): Promise<void> {
+    // The caller has been told to commit, and has not said what became of it.
+    if (this.state === 'intended') this.#tellDoubt();
     // Whatever abort has to say was said in its report, which nobody asked for; the functions run again all the same.
     if (this.#allowed(this.state).includes('abort')) await this.abort('the session was closed').catch(() => undefined);
     this.#stream.end();

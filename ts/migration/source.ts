@@ -242,7 +242,7 @@ class SourceMigration {
     this.#report.bytes.deviceState += final.stateBytes;
     await this.#phase('prepare', async () => {
       for (const [name, take] of Object.entries(sections ?? {})) {
-        const data = await take();
+        const data = await hook(`sections.${name}`, take);
         await native(() => session.sendSection(name, data));
       }
       await native(() => session.prepare());
@@ -362,9 +362,9 @@ class SourceMigration {
 }
 
 /** Calls one of the caller's hooks; what it throws is told as such. */
-export async function hook(name: string, call: () => unknown): Promise<void> {
+export async function hook<T>(name: string, call: () => T | Promise<T>): Promise<T> {
   try {
-    await call();
+    return await call();
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause);
     throw new TowlineError(

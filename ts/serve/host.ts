@@ -3,7 +3,7 @@
  */
 import { EmbeddedControllingFunction, EmbeddedDriver, type EmbeddedOptions } from '../drivers/embedded.js';
 import type { ControllingFunction } from '../drivers/driver.js';
-import { isTowlineError, TowlineError } from '../errors.js';
+import { TowlineError } from '../errors.js';
 import { provisionFunction } from '../function/lifecycle.js';
 import type { ControlledFunction, FunctionSpec, Reason } from '../function/types.js';
 import type { WaitOptions } from '../abort.js';
@@ -11,6 +11,7 @@ import { inDoubtReason } from '../migration/doubt.js';
 import { Journal } from '../migration/journal.js';
 import { GuestMemory } from '../migration/memory.js';
 import { parseRates } from '../rehearsal/rule.js';
+import { controllingName } from './drivers.js';
 import type { ControllingInfo, FunctionInfo, RehearsalInfo } from './protocol.js';
 import { Rehearsal } from './rehearsal.js';
 
@@ -20,8 +21,16 @@ export interface HostOptions {
   embedded: readonly EmbeddedOptions[];
   /** Directory of the journal; one process owns it at a time. */
   journal: string;
-  /** Anonymous guest memory for each function, in bytes, a multiple of 4096. 0: none. */
+  /** Anonymous guest memory for each function, or for all of one guest, in bytes, a multiple of 4096. 0: none. */
   memoryBytes: bigint;
+  /** Opens further controlling functions; they are closed with the host. */
+  controlling?: (() => Promise<readonly ControllingFunction[]>) | undefined;
+}
+
+/** Options of {@link Host.provision}. */
+export interface HostProvisionOptions extends WaitOptions {
+  /** Functions of one guest have one memory, and can be migrated together. Left out: a guest of its own. */
+  guest?: string | undefined;
 }
 
 /** A function, where it came from, and its memory. */
@@ -37,6 +46,7 @@ export class Host {
   readonly journal: Journal;
   readonly #memoryBytes: bigint;
   readonly #memories = new Map<ControlledFunction, GuestMemory>();
+  readonly #guests = new Map<string, GuestMemory>();
   readonly #busy = new Set<ControlledFunction>();
   readonly #rehearsals = new Map<ControllingFunction, Rehearsal>();
   #closing: Promise<void> | undefined;
@@ -56,6 +66,7 @@ export class Host {
     try {
       const driver = new EmbeddedDriver(options.embedded);
       for (const { address } of await driver.discover()) opened.push(await driver.open(address));
+      opened.push(...((await options.controlling?.()) ?? []));
       return new Host(opened, journal, options.memoryBytes);
     } catch (error) {
       for (const controlling of opened.reverse()) await controlling.close();
@@ -73,7 +84,7 @@ export class Host {
     return held;
   }
 
-  /** The function of that UUID, name, or beginning of a UUID with 8 characters or more that is only one's. */
+  /** The function of that UUID, name, address on this host, or beginning of a UUID with 8 characters or more that is only one's. */
   async find(word: string): Promise<HeldFunction> {
     const all = await this.functions();
     const exact = all.filter(({ fn }) => isCalled(fn, word));
@@ -101,52 +112,91 @@ export class Host {
       if (only !== undefined && more.length === 0) return only;
       throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `name one of: ${this.#addresses()}`);
     }
-    const found = this.controlling.find((c) => c.address === address || c.address === `embedded:${address}`);
-    if (found === undefined)
+    const exact = this.controlling.filter((c) => controllingName(c) === address);
+    const [found, ...more] =
+      exact.length > 0
+        ? exact
+        : this.controlling.filter((c) => c.address === address || c.address === `embedded:${address}`);
+    if (found === undefined) {
       throw new TowlineError(
         'ERR_TOWLINE_NOT_FOUND',
         `there is no controlling function ${address}; there is: ${this.#addresses()}`,
       );
+    }
+    if (more.length > 0) {
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        `${address} is held by several drivers, name one of: ${this.#addresses()}`,
+      );
+    }
     return found;
   }
 
   #addresses(): string {
-    return this.controlling.map((c) => c.address).join(', ') || 'none';
+    return this.controlling.map(controllingName).join(', ') || 'none';
   }
 
   /** Provisions a function and gives it guest memory, whole or not at all. */
-  async provision(address: string | undefined, spec: FunctionSpec, options: WaitOptions): Promise<HeldFunction> {
+  async provision(
+    address: string | undefined,
+    spec: FunctionSpec,
+    { guest, ...options }: HostProvisionOptions,
+  ): Promise<HeldFunction> {
     const controlling = this.findControlling(address);
-    const fn = await provisionFunction(controlling, spec, options);
+    const { expose = 'none', ...rest } = spec;
+    const fn = await provisionFunction(controlling, { ...rest, expose: 'none' }, options);
     this.#rehearsals.get(controlling)?.add(fn);
-    if (this.#memoryBytes === 0n || !(controlling instanceof EmbeddedControllingFunction))
-      return { fn, controlling, memory: undefined };
     let memory: GuestMemory | undefined;
     try {
-      memory = GuestMemory.anonymous(fn.name, this.#memoryBytes);
-      controlling.attachMemory(fn, memory);
-      this.#memories.set(fn, memory);
+      memory = await this.#giveMemory(fn, controlling, guest);
+      // Nobody sees it before it is complete, and memory belongs to that.
+      if (expose !== 'none') await controlling.expose(fn, expose, options);
       return { fn, controlling, memory };
     } catch (error) {
-      await fn.release();
-      this.#rehearsals.get(controlling)?.remove(fn);
-      memory?.close();
+      // The caller is told why it failed; what can't be undone on top of that is in the function's own state.
+      await this.release({ fn, controlling, memory }).catch(() => undefined);
       throw error;
     }
   }
 
+  async #giveMemory(
+    fn: ControlledFunction,
+    controlling: ControllingFunction,
+    guest: string | undefined,
+  ): Promise<GuestMemory | undefined> {
+    if (this.#memoryBytes === 0n || controlling.attachMemory === undefined) return undefined;
+    const shared = guest === undefined ? undefined : this.#guests.get(guest);
+    const memory = shared ?? GuestMemory.anonymous(guest ?? fn.name, this.#memoryBytes);
+    try {
+      await controlling.attachMemory(fn, memory);
+    } catch (error) {
+      if (shared === undefined) memory.close();
+      throw error;
+    }
+    this.#memories.set(fn, memory);
+    if (guest !== undefined) this.#guests.set(guest, memory);
+    return memory;
+  }
+
+  /** The last one of a guest closes its memory. */
+  #takeMemory(fn: ControlledFunction, memory: GuestMemory | undefined): void {
+    this.#memories.delete(fn);
+    if (memory === undefined || [...this.#memories.values()].includes(memory)) return;
+    for (const [guest, held] of this.#guests) if (held === memory) this.#guests.delete(guest);
+    memory.close();
+  }
+
   /** Gives a function back, and its memory. */
   async release({ fn, controlling, memory }: HeldFunction): Promise<void> {
-    if (memory !== undefined && controlling instanceof EmbeddedControllingFunction) {
+    if (memory !== undefined && controlling.detachMemory !== undefined) {
       await controlling.detachMemory(fn).catch((error: unknown) => {
         // A function that was released by itself, as `recover` does, may have gone, and its hold on the memory with it.
-        if (fn.state !== 'released' || !isTowlineError(error, 'ERR_TOWLINE_NOT_FOUND')) throw error;
+        if (fn.state !== 'released' && fn.state !== 'lost') throw error;
       });
     }
     await fn.release();
     this.#rehearsals.get(controlling)?.remove(fn);
-    memory?.close();
-    this.#memories.delete(fn);
+    this.#takeMemory(fn, memory);
   }
 
   /**
@@ -171,7 +221,7 @@ export class Host {
   /** A controlling function as it is shown. */
   async controllingInfo(controlling: ControllingFunction): Promise<ControllingInfo> {
     return {
-      address: controlling.address,
+      address: controllingName(controlling),
       driver: controlling.driver,
       capacity: await controlling.capacity(),
       reasons: await controlling.explain(),
@@ -234,28 +284,38 @@ export class Host {
       kind: fn.kind,
       state: fn.state,
       exposure: fn.exposure,
-      controlling: controlling.address,
+      controlling: controllingName(controlling),
+      location: fn.location ?? null,
       queues: fn.spec.queues ?? null,
       vectors: fn.spec.vectors ?? null,
       namespaces: [...(fn.spec.namespaces ?? [])],
       migration: fn.spec.migration ?? false,
+      type: fn.spec.type ?? null,
       memoryBytes: bytes.toString(),
       inDoubt: this.doubtOf(fn) ?? null,
     };
   }
 
-  /** Closes everything. The functions end with this process: they are the embedded model's. Idempotent. */
+  /**
+   * Closes everything. Functions of the embedded model end with this process; those of real devices stay as they are, and whoever comes next
+   * finds them. Idempotent.
+   */
   close(): Promise<void> {
     this.#closing ??= (async () => {
-      for (const controlling of this.controlling) await controlling.close();
-      for (const memory of this.#memories.values()) memory.close();
+      const failures: unknown[] = [];
+      // One that does not close keeps neither the others nor the journal open.
+      for (const controlling of this.controlling) {
+        await controlling.close().catch((error: unknown) => failures.push(error));
+      }
+      for (const memory of new Set(this.#memories.values())) memory.close();
       this.journal.close();
+      if (failures.length > 0) throw failures[0];
     })();
     return this.#closing;
   }
 }
 
-/** Whether a function has that UUID or name. */
+/** Whether a function has that UUID, name or address on this host. */
 export function isCalled(fn: ControlledFunction, word: string): boolean {
-  return fn.uuid === word.toLowerCase() || fn.name === word;
+  return fn.uuid === word.toLowerCase() || fn.name === word || fn.location?.address === word.toLowerCase();
 }

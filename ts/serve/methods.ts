@@ -40,6 +40,7 @@ function readConfig(params: Params): FunctionConfig {
     queues: params.optionalCount('queues', 1, 65_535),
     vectors: params.optionalCount('vectors', 1, 2048),
     namespaces: params.optionalCounts('namespaces', 1, 0xffff_fffd),
+    hwAddress: params.optionalText('hwAddress', 17),
   };
 }
 
@@ -51,6 +52,7 @@ function readSpec(params: Params): FunctionSpec {
     name: params.optionalText('name', 64),
     migration: params.optionalFlag('migration'),
     expose: params.optionalChoice('expose', exposureNames),
+    type: params.optionalText('type', 128),
   };
 }
 
@@ -110,7 +112,10 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
 
   provision: async (host, params, { signal }) =>
     host.info(
-      await host.provision(params.optionalText('controlling', 256), readSpec(params.nested('spec')), { signal }),
+      await host.provision(params.optionalText('controlling', 256), readSpec(params.nested('spec')), {
+        signal,
+        guest: params.optionalText('guest', 64),
+      }),
     ),
 
   configure: async (host, params, { signal }) => {
@@ -120,8 +125,9 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
     return host.exclusively([held], REFUSED, async () => {
       if (Object.values(config).some((v) => v !== undefined)) {
         // What is not named stays as it is.
-        const { queues, vectors, namespaces } = held.fn.spec;
-        await held.controlling.configure(held.fn, { queues, vectors, namespaces, ...given(config) }, { signal });
+        const { queues, vectors, namespaces, hwAddress } = held.fn.spec;
+        const whole = { queues, vectors, namespaces, hwAddress, ...given(config) };
+        await held.controlling.configure(held.fn, whole, { signal });
       }
       if (migration === true) await held.controlling.enableMigration(held.fn, { signal });
       if (migration === false) {

@@ -9,6 +9,7 @@ import type {
   ExposureName,
   FunctionConfig,
   FunctionKind,
+  FunctionLocation,
   FunctionSpec,
   LifecycleState,
   Reason,
@@ -34,12 +35,16 @@ export interface FunctionInfo {
   kind: FunctionKind;
   state: LifecycleState;
   exposure: ExposureName;
-  /** Address of its controlling function. */
+  /** Its controlling function, as `DRIVER:ADDRESS`. */
   controlling: string;
+  /** Where it is on this host; `null`: on none of its buses. */
+  location: FunctionLocation | null;
   queues: number | null;
   vectors: number | null;
   namespaces: number[];
   migration: boolean;
+  /** Type of a mediated device. */
+  type: string | null;
   /** Bytes of guest memory that this process gave it; decimal. `0`: none. */
   memoryBytes: string;
   /** The session that left it stopped and in doubt; `null`: none. */
@@ -48,6 +53,7 @@ export interface FunctionInfo {
 
 /** A controlling function as `list` shows it. */
 export interface ControllingInfo {
+  /** `DRIVER:ADDRESS` */
   address: string;
   driver: string;
   capacity: readonly KindCapacity[];
@@ -72,14 +78,22 @@ export interface Methods {
     result: { controlling: ControllingInfo[]; functions: FunctionInfo[] };
     event: never;
   };
-  provision: { params: { controlling?: string; spec: FunctionSpec }; result: FunctionInfo; event: never };
+  provision: {
+    params: { controlling?: string; guest?: string; spec: FunctionSpec };
+    result: FunctionInfo;
+    event: never;
+  };
   configure: {
     params: { function: string; config: FunctionConfig; migration?: boolean };
     result: FunctionInfo;
     event: never;
   };
   rehearse: { params: RehearseParams; result: { address: string; rehearsal: RehearsalInfo }; event: never };
-  expose: { params: { function: string; exposure: ExposureName }; result: FunctionInfo; event: never };
+  expose: {
+    params: { function: string; exposure: ExposureName; socketPath?: string };
+    result: FunctionInfo;
+    event: never;
+  };
   release: { params: { function: string }; result: FunctionInfo; event: never };
   explain: {
     params: { function: string };

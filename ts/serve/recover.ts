@@ -3,11 +3,16 @@
  */
 import { TowlineError } from '../errors.js';
 import { recover, type Recovered } from '../migration/recover.js';
+import { releaseEach } from '../migration/release.js';
 import type { Host } from './host.js';
 import type { MethodContext } from './methods.js';
+import { settleOutlived } from './outlived.js';
 import type { Params } from './params.js';
 
-/** The method `recover`. Functions that this process holds in doubt are resumed or released, as the verdict says. */
+/**
+ * The method `recover`. Functions that this process holds in doubt are resumed or released, as the verdict says, and so are those that
+ * outlived an earlier holder.
+ */
 export async function recoverSessions(host: Host, params: Params, context: MethodContext): Promise<Recovered[]> {
   const session = params.optionalText('session', 36);
   const peer = params.optionalText('peer');
@@ -22,7 +27,7 @@ export async function recoverSessions(host: Host, params: Params, context: Metho
     host.journal.declareDestinationDead(session, reason);
   }
   const held = (await host.functions()).filter(({ fn }) => fn.doubt !== undefined);
-  return host.exclusively(held, { inDoubt: 'allowed' }, async () => {
+  const settled = await host.exclusively(held, { inDoubt: 'allowed' }, async () => {
     const recovered = await recover({
       journal: host.journal,
       signal: context.signal,
@@ -34,7 +39,19 @@ export async function recoverSessions(host: Host, params: Params, context: Metho
       recovered.flatMap((r) => r.settled.filter((s) => s.action === 'released').map((s) => s.function)),
     );
     // What is left of them here, their memory, goes as well.
-    for (const one of held) if (released.has(one.fn.uuid)) await host.release(one);
-    return recovered;
+    const gone = held.filter((one) => released.has(one.fn.uuid));
+    const parts = gone.map((one) => ({ uuid: one.fn.uuid, name: one.fn.name, one }));
+    const failures = await releaseEach(parts, ({ one }) => host.release(one));
+    // The verdict stands whatever became of that: it is told along with it.
+    return recovered.map((r) => ({
+      ...r,
+      settled: r.settled.map((s) => {
+        const failure = failures.find((f) => f.uuid === s.function);
+        return failure === undefined || s.action !== 'released'
+          ? s
+          : { ...s, action: 'failed' as const, why: failure.error.message };
+      }),
+    }));
   });
+  return settleOutlived(host, settled, { signal: context.signal, session });
 }

@@ -16,7 +16,7 @@ import { MAX_CONNECTIONS, MAX_LINE_BYTES, MAX_REQUESTS, type ServerMessage } fro
 export interface RunningServer {
   /** Where. */
   readonly socketPath: string;
-  /** Settles once it was closed, by {@link RunningServer.close} or by a client. */
+  /** Settles once it was closed, by {@link RunningServer.close} or by a client; rejects where something could not be closed. */
   readonly closed: Promise<void>;
   /**
    * Takes no more requests, cancels those under way and waits for their ends, answers them, ends every connection, then closes the
@@ -92,7 +92,7 @@ export async function startServer(host: Host, socketPath: string): Promise<Runni
   const server = createServer((socket) => {
     sockets.add(socket);
     socket.once('close', () => sockets.delete(socket));
-    new Connection(host, socket, requests, () => void close());
+    new Connection(host, socket, requests, () => void close().catch(() => undefined));
   });
   server.maxConnections = MAX_CONNECTIONS;
   try {
@@ -100,8 +100,10 @@ export async function startServer(host: Host, socketPath: string): Promise<Runni
   } catch (error) {
     throw unwrapFault(error);
   }
-  let settle: () => void = () => undefined;
+  let settle: (end: Promise<void>) => void = () => undefined;
   const closed = new Promise<void>((resolve) => (settle = resolve));
+  // Whoever waits for it hears of a failure; nobody has to.
+  closed.catch(() => undefined);
   let closing: Promise<void> | undefined;
   close = () => {
     closing ??= (async () => {
@@ -114,8 +116,8 @@ export async function startServer(host: Host, socketPath: string): Promise<Runni
       await ended;
       clearTimeout(late);
       await host.close();
-      settle();
     })();
+    settle(closing);
     return closing;
   };
   return { socketPath, closed, close };

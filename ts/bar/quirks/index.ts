@@ -21,6 +21,8 @@ export { quirks } from './known.js';
 export interface QuirkSubject {
   readonly vendor?: number | undefined;
   readonly device?: number | undefined;
+  /** Whether it is a VF; left out where that is not known, and then it may be one. */
+  readonly vf?: boolean | undefined;
   /** Kernel driver that it is bound to. */
   readonly driver?: string | null | undefined;
 }
@@ -36,6 +38,7 @@ export function quirksFor(fn: QuirkSubject, from: readonly Quirk[] = known): rea
   return from.filter(({ match }) => {
     if (match.vendor !== undefined && match.vendor !== fn.vendor) return false;
     if (match.devices !== undefined && (fn.device === undefined || !match.devices.includes(fn.device))) return false;
+    if (match.vf === true && fn.vf === false) return false;
     if (match.drivers !== undefined && !names(match.drivers, fn.driver)) return false;
     return match.vendor !== undefined || match.drivers !== undefined;
   });

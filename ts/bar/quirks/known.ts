@@ -54,7 +54,7 @@ export const quirks: readonly Quirk[] = [
   },
   {
     name: 'virtio-net-legacy',
-    match: { vendor: 0x1af4, devices: [0x1041] },
+    match: { vendor: 0x1af4, devices: [0x1041], vf: true },
     bars: [
       {
         bar: 0,
@@ -116,7 +116,7 @@ export const quirks: readonly Quirk[] = [
   },
   {
     name: 'virtio',
-    match: { vendor: 0x1af4, devices: [0x1041, 0x1042] },
+    match: { vendor: 0x1af4, devices: [0x1041, 0x1042], vf: true },
     bars: [],
     config: [],
     reset: { flr: 'trap', deferred: true, note: 'the driver puts its part off until its state lock is free' },

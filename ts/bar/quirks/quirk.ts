@@ -10,6 +10,8 @@ export interface QuirkMatch {
   readonly vendor?: number | undefined;
   /** PCI devices of that vendor; any where left out. */
   readonly devices?: readonly number[] | undefined;
+  /** Only VFs: PFs have the same identity and are sane. */
+  readonly vf?: true | undefined;
   /** Kernel drivers that the function is bound to. For what has no PCI identity, a mediated device say. */
   readonly drivers?: readonly string[] | undefined;
 }
@@ -99,8 +101,9 @@ function checkKeys(name: string, what: string, value: Record<string, unknown>, k
 
 function checkMatch(name: string, match: unknown): void {
   if (!isObject(match)) return bad(name, 'match has to be an object');
-  checkKeys(name, 'match', match, ['vendor', 'devices', 'drivers']);
-  const { vendor, devices, drivers } = match;
+  checkKeys(name, 'match', match, ['vendor', 'devices', 'vf', 'drivers']);
+  const { vendor, devices, vf, drivers } = match;
+  if (vf !== undefined && vf !== true) bad(name, 'match.vf is true or left out');
   if (vendor === undefined && drivers === undefined)
     bad(name, 'match names neither a vendor nor a driver: it would match everything');
   if (vendor !== undefined && !isId(vendor)) bad(name, 'match.vendor has to be 0 to 0xffff');
