@@ -49,10 +49,11 @@ export interface Settled {
   /**
    * - `resumed`: it belongs here and runs again.
    * - `released`: it belongs to the destination; what was left of it here was given back.
+   * - `reset`: it does not belong here; what a migration had left in it is gone.
    * - `kept-stopped`: nobody knows yet.
    * - `failed`: it should run, or be released, and could not be; recover this session again by its name.
    */
-  action: 'resumed' | 'released' | 'kept-stopped' | 'failed';
+  action: 'resumed' | 'released' | 'reset' | 'kept-stopped' | 'failed';
   /** Why it failed. */
   why?: string;
 }

@@ -37,7 +37,8 @@ export interface Recovered {
   settled: Settled[];
 }
 
-const ADVICE: Readonly<Record<Verdict, string>> = {
+/** What to do, by verdict. */
+export const ADVICE: Readonly<Record<Verdict, string>> = {
   'resume-source': 'the functions belong here: run them',
   'in-doubt': 'keep the functions stopped: the destination has to be asked, or declared dead',
   released: 'the functions belong to the destination: release what is left of them here',
