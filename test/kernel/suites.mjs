@@ -58,6 +58,16 @@ const nvmeSriov = [
   '-device nvme-ns,drive=d0,bus=nvme0,shared=on',
 ];
 
+/** A root port `rp-ID` for hot plug, and where it is told a function on the vfio-user socket /towline/run/ID.sock behind it. */
+const plug = (/** @type {number} */ n, /** @type {string} */ id, isThere = true) =>
+  `-device pcie-root-port,id=rp-${id},slot=${n},chassis=${n}` +
+  (isThere
+    ? ` -device {"driver":"vfio-user-pci","id":"${id}","bus":"rp-${id}","socket":{"type":"unix","path":"/towline/run/${id}.sock"}}`
+    : '');
+
+/** Hot plug by the ports themselves: the kernel has no driver for the one by ACPI. */
+const nativeHotPlug = '-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off';
+
 export const machines = /** @satisfies {Record<string, Machine>} */ ({
   /** Five mtty devices in `$mttys` (two of a model, one of another, two more), and a PCI function that doesn't migrate in `$pci`. */
   mtty: {
@@ -77,6 +87,12 @@ export const machines = /** @satisfies {Record<string, Machine>} */ ({
     devices: [...nvmeSriov, port(1, 'igb')],
     disks: { 'nvme.img': 256 },
     setup: ['modprobe igb', 'modprobe vfio-pci'],
+  },
+  /** A PF, a VF and a SIOV-like function of an embedded subsystem (test/kernel/host/judge.ts) at 0000:01:00.0, 02 and 03. */
+  judge: {
+    devices: [nativeHotPlug, plug(1, 'pf'), plug(2, 'vf'), plug(3, 'siov')],
+    append: 'nvme_core.io_timeout=10 nvme_core.admin_timeout=10',
+    host: 'judge',
   },
   /** Two guests with two mtty devices each in `$mttys`. */
   pair: { guests: 2, setup: mttys('mtty-2', 'mtty-2') },

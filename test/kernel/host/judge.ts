@@ -17,11 +17,10 @@ const server = new Server({
   name: 'judge',
   namespaces: [disk(1), disk(2), disk(3)],
   functions: [
+    { kind: 'pf', namespaces: [1], socket: socket('pf') },
     { kind: 'vf', namespaces: [2], socket: socket('vf') },
     { kind: 'siov', namespaces: [3], socket: socket('siov') },
   ],
-  controlling: socket('pf'),
-  spare: { vf: 1, siov: 0 },
 });
 await server.start();
 

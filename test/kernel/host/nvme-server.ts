@@ -12,10 +12,11 @@ export interface ServerDescription {
   namespaces: { path: string; megabytes: number }[];
   /** Functions that are provisioned by the host before any socket is there. */
   functions: { kind: FunctionKind; namespaces: number[]; socket: string }[];
-  /** Socket of the controlling PF. What is provisioned later is provisioned through it. */
-  controlling: string;
-  /** VFs and SIOV-like functions that exist, offline, besides those above. */
-  spare: { vf: number; siov: number };
+  /**
+   * Socket of the controlling PF, whose guest then provisions functions, and how many there are to be had. It has no use for
+   * functions of the host: they go offline when the guest enables its controller.
+   */
+  controlling?: { socket: string; vf: number; siov: number };
 }
 
 /** Asks for a controller's socket; the answer is {@link ServerAnswer}. */
@@ -35,14 +36,13 @@ export interface ServerAnswer {
 const description = JSON.parse(process.argv[2] ?? '') as ServerDescription;
 const say = (answer: ServerAnswer): void => void process.send?.(answer);
 
-const vfs = description.functions.filter(({ kind }) => kind === 'vf').length + description.spare.vf;
-const siovs = description.functions.filter(({ kind }) => kind === 'siov').length + description.spare.siov;
+const count = (wanted: FunctionKind): number => description.functions.filter(({ kind }) => kind === wanted).length;
 const driver = new EmbeddedDriver([
   {
     name: description.name,
-    furtherPfs: 0,
-    maxVfs: vfs,
-    maxSiov: siovs,
+    furtherPfs: count('pf'),
+    maxVfs: description.controlling?.vf ?? count('vf'),
+    maxSiov: description.controlling?.siov ?? count('siov'),
     namespaces: description.namespaces.map(({ path, megabytes }) => ({ path, sizeBytes: BigInt(megabytes) << 20n })),
   },
 ]);
@@ -55,12 +55,15 @@ for (const { kind, namespaces, socket } of description.functions) {
   cntlids[socket] = fn.cntlid;
   await subsystem.exposeVfioUser(fn.cntlid, socket, {});
 }
-if (vfs === description.spare.vf && vfs > 0) subsystem.setNumVfs(vfs);
-for (let n = 0; n < description.spare.siov; n++) subsystem.createSiov();
-const pf = controlling.modelControllers().find(({ controlling: is }) => is);
-if (pf === undefined) throw new Error('the subsystem has no controlling function');
-cntlids[description.controlling] = pf.cntlid;
-await subsystem.exposeVfioUser(pf.cntlid, description.controlling, {});
+if (description.controlling !== undefined) {
+  const { socket, vf, siov } = description.controlling;
+  if (vf > 0) subsystem.setNumVfs(vf);
+  for (let n = 0; n < siov; n++) subsystem.createSiov();
+  const pf = controlling.modelControllers().find(({ controlling: is }) => is);
+  if (pf === undefined) throw new Error('the subsystem has no controlling function');
+  cntlids[socket] = pf.cntlid;
+  await subsystem.exposeVfioUser(pf.cntlid, socket, {});
+}
 
 process.on('message', (message) => {
   const { id, cntlid, socket } = message as ServerRequest;

@@ -20,7 +20,8 @@ export class Server {
 
   /** Starts it, also once more after it was killed. */
   async start(): Promise<void> {
-    for (const socket of [this.#description.controlling, ...this.#description.functions.map((fn) => fn.socket)])
+    const { controlling, functions } = this.#description;
+    for (const { socket } of controlling === undefined ? functions : [controlling, ...functions])
       await rm(socket, { force: true });
     const file = fileURLToPath(new URL('nvme-server.js', import.meta.url));
     this.#child = fork(file, [JSON.stringify(this.#description)], { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] });

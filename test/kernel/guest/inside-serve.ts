@@ -1,0 +1,97 @@
+// Loaded into a `towline serve` before it (node --import): lets a test look at the devices that this process has open, as nobody else can,
+// and kill it, or let a step fail, at a named point of a session.
+import { binding } from '#towline/native/api.js';
+import type { NativeGuestMemory } from '#towline/native/binding.js';
+import type { NativeVfioDevice } from '#towline/native/host-binding.js';
+
+/** Where something goes wrong in the next sessions of this process. */
+export interface Arms {
+  killAt?: string;
+  failAt?: string;
+}
+
+/** What the test asks, and what it is answered. */
+export type ToInside =
+  | { id: number; do: 'arm'; arms: Arms }
+  | { id: number; do: 'write'; name: string; writes: readonly (readonly [number, number, number])[] }
+  | { id: number; do: 'read'; name: string; reads: readonly (readonly [number, number])[] }
+  | { id: number; do: 'reset'; name: string }
+  | { id: number; do: 'fill'; name: string; seed: number }
+  | { id: number; do: 'digest'; name: string };
+/** `value` is `null` where the device is not open here. */
+export interface FromInside {
+  id: number;
+  value?: unknown;
+  error?: string;
+}
+
+const native = binding();
+const { sourceSession, destinationSession, openVfio } = native;
+const devices = new Map<string, NativeVfioDevice>();
+const memories = new Map<string, NativeGuestMemory>();
+let arms: Arms = {};
+
+function armed(config: string, side: 'source' | 'destination'): string {
+  const parsed = JSON.parse(config) as { faults: object | null };
+  const own = Object.entries(arms).filter(([, point]) => (point as string).startsWith(`${side}:`));
+  return JSON.stringify({ ...parsed, faults: { ...parsed.faults, ...Object.fromEntries(own) } });
+}
+
+Object.assign(native, {
+  sourceSession: (...[config, parts]: Parameters<typeof sourceSession>) => sourceSession(armed(config, 'source'), parts),
+  destinationSession: (...[config, parts]: Parameters<typeof destinationSession>) =>
+    destinationSession(armed(config, 'destination'), parts),
+  openVfio: async (...args: Parameters<typeof openVfio>) => {
+    const device = await openVfio(...args);
+    const { name } = JSON.parse(args[0]) as { name: string };
+    devices.set(name, device);
+    const { close, mapMemory } = device;
+    device.close = () => {
+      if (devices.get(name) === device) devices.delete(name);
+      close.call(device);
+    };
+    device.mapMemory = async (memory) => {
+      await mapMemory.call(device, memory);
+      memories.set(name, memory);
+    };
+    return device;
+  },
+});
+
+async function answer(message: ToInside): Promise<unknown> {
+  if (message.do === 'arm') {
+    arms = message.arms;
+    return true;
+  }
+  const device = devices.get(message.name);
+  if (device === undefined) return null;
+  switch (message.do) {
+    case 'write':
+      for (const [bar, offset, value] of message.writes)
+        await device.writeRegion(bar, BigInt(offset), Uint8Array.of(value));
+      return true;
+    case 'read': {
+      const values: number[] = [];
+      for (const [bar, offset] of message.reads) {
+        const [value] = await device.readRegion(bar, BigInt(offset), 1);
+        values.push(value ?? -1);
+      }
+      return values;
+    }
+    case 'reset':
+      await device.reset();
+      return true;
+    default:
+      return undefined;
+  }
+}
+
+process.on('message', (message: ToInside) => {
+  const send = (rest: Omit<FromInside, 'id'>): void => void process.send?.({ id: message.id, ...rest });
+  answer(message).then(
+    (value) => send({ value }),
+    (error: unknown) => send({ error: error instanceof Error ? error.message : String(error) }),
+  );
+});
+// Whoever started it may go: that is no reason to stay.
+process.channel?.unref();
