@@ -86,6 +86,7 @@ export class FakeHost implements HostPort {
   /** Files of /dev that another process has open. */
   readonly opened = new Map<string, number>();
   readonly devices = new Map<string, MemoryDevice>();
+  /** VFIO devices that this process has open. */
   readonly open = new Set<string>();
   kernelFacts: HostKernel = {
     release: '7.3.4',
@@ -118,6 +119,11 @@ export class FakeHost implements HostPort {
 
   get calls(): number {
     return this.log.length;
+  }
+
+  /** Counts a call of a device behind this host, and fails it where it is its turn. */
+  protected command(what: string): void {
+    this.#call(what);
   }
 
   #call(what: string): void {
