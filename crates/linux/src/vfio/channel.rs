@@ -3,20 +3,16 @@
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use towline_core::channel::{ChannelError, ChannelErrorKind, Pending, ReadOutcome, StateChannel};
 use towline_core::fsm::{DeviceState, MigrationFlags, Path, opens_data_fd, path};
+use vfio_bindings::bindings::vfio::VFIO_PRECOPY_INFO_REINIT;
 
 use super::device::VfioDevice;
 use super::error::{failed, failed_as, in_state, refused};
 use super::port::Port;
-
-/// How often a reset is tried again that the kernel couldn't do because somebody else held the device's lock.
-const RESET_TRIES: u32 = 20;
-/// How long it waits in between.
-const RESET_WAIT: Duration = Duration::from_millis(50);
+use super::reset::reset_with_retries;
 
 /// Carries the state of a VFIO device through `VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE` and its data_fd.
 ///
@@ -32,6 +28,11 @@ pub struct VfioChannel {
     data_fd: Option<OwnedFd>,
     /// A write failed. Drivers go on from wherever they were then, and several don't notice what is missing.
     is_void: bool,
+    format: Option<String>,
+    /// The kernel has `PRECOPY_INFO` version 2: flags mean something.
+    has_precopy_v2: bool,
+    /// How often the device announced new initial data in this pre-copy.
+    reinits: u32,
 }
 
 impl fmt::Debug for VfioChannel {
@@ -58,7 +59,21 @@ impl VfioChannel {
     /// # Errors
     /// [`ChannelErrorKind::Unsupported`] for a device that doesn't migrate, otherwise what the kernel said.
     pub fn open(device: &Arc<VfioDevice>) -> Result<Self, ChannelError> {
-        Self::over(Box::new(Arc::clone(device)), device.name())
+        let channel = Self::over(Box::new(Arc::clone(device)), device.name())?;
+        Ok(Self { format: device.format().map(str::to_owned), ..channel })
+    }
+
+    /// How often the device announced, in this pre-copy, that it has new initial data (`VFIO_PRECOPY_INFO_REINIT`): both
+    /// estimates of [`Pending`] began anew then. Always 0 where the kernel has no version 2 of `VFIO_MIG_GET_PRECOPY_INFO`.
+    #[must_use]
+    pub fn precopy_reinits(&self) -> u32 {
+        self.reinits
+    }
+
+    /// Whether the kernel has version 2 of `VFIO_MIG_GET_PRECOPY_INFO` for it.
+    #[must_use]
+    pub fn has_precopy_info_v2(&self) -> bool {
+        self.has_precopy_v2
     }
 
     pub(super) fn over(port: Box<dyn Port>, name: &str) -> Result<Self, ChannelError> {
@@ -69,7 +84,20 @@ impl VfioChannel {
             return Err(ChannelError::new(ChannelErrorKind::Unsupported, message));
         }
         let state = DeviceState::Error;
-        let mut channel = Self { port, name: name.to_owned(), flags, state, data_fd: None, is_void: false };
+        // Without it the flags of its answers are whatever was in memory. It lasts until the device's last descriptor is closed.
+        let has_precopy_v2 = flags.has_pre_copy()
+            && match port.precopy_info_v2() {
+                Ok(()) => true,
+                // EINVAL of a kernel that doesn't know the feature for this device.
+                Err(Errno::NOTTY | Errno::INVAL | Errno::OPNOTSUPP) => false,
+                Err(errno) => {
+                    return Err(failed(&format!("{name}: VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2"), errno));
+                }
+            };
+        let name = name.to_owned();
+        let (data_fd, format) = (None, None);
+        let mut channel =
+            Self { port, name, flags, state, data_fd, is_void: false, format, has_precopy_v2, reinits: 0 };
         channel.state = channel.ask()?;
         Ok(channel)
     }
@@ -132,6 +160,15 @@ impl StateChannel for VfioChannel {
         self.flags
     }
 
+    fn format(&self) -> Option<String> {
+        self.format.clone()
+    }
+
+    /// Which damage its driver finds is the driver's affair: `mlx5` and `virtio` take a state that was cut.
+    fn verifies(&self) -> bool {
+        false
+    }
+
     fn state(&mut self) -> Result<DeviceState, ChannelError> {
         let real = self.ask()?;
         self.settle(real);
@@ -158,6 +195,7 @@ impl StateChannel for VfioChannel {
         if has_come || !keeps_data_fd(&way) {
             self.data_fd = opened;
             self.is_void = false;
+            self.reinits = 0;
         }
         if has_come != is_due {
             let message = format!(
@@ -223,11 +261,16 @@ impl StateChannel for VfioChannel {
         if matches!(self.state, DeviceState::PreCopy | DeviceState::PreCopyP2p)
             && let Some(data_fd) = &self.data_fd
         {
-            let (initial, dirty) = self
-                .port
-                .precopy_info(data_fd.as_fd())
-                .map_err(|errno| failed(&format!("{}: VFIO_MIG_GET_PRECOPY_INFO", self.name), errno))?;
-            (pending.initial_bytes, pending.dirty_bytes) = (initial, dirty);
+            let info = self.port.precopy_info(data_fd.as_fd()).map_err(|errno| {
+                let what = format!("{}: VFIO_MIG_GET_PRECOPY_INFO", self.name);
+                // Also what the kernel says where somebody else has ended pre-copy.
+                let is_state = errno == Errno::INVAL;
+                if is_state { failed_as(ChannelErrorKind::State, &what, errno) } else { failed(&what, errno) }
+            })?;
+            (pending.initial_bytes, pending.dirty_bytes) = (info.initial_bytes, info.dirty_bytes);
+            if self.has_precopy_v2 && info.flags & VFIO_PRECOPY_INFO_REINIT != 0 {
+                self.reinits = self.reinits.saturating_add(1);
+            }
         }
         pending.stop_copy_bytes = match self.port.data_size() {
             // Several drivers say 0 where they can't tell.
@@ -241,15 +284,7 @@ impl StateChannel for VfioChannel {
 
     fn reset(&mut self) -> Result<(), ChannelError> {
         let what = || format!("{}: VFIO_DEVICE_RESET", self.name);
-        for attempt in 1.. {
-            match self.port.reset() {
-                Ok(()) => break,
-                // The kernel only tries the locks that a reset needs.
-                Err(Errno::AGAIN) if attempt < RESET_TRIES => std::thread::sleep(RESET_WAIT),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(failed(&what(), errno)),
-            }
-        }
+        reset_with_retries(|| self.port.reset()).map_err(|errno| failed(&what(), errno))?;
         // A reset cuts it off from the device.
         self.data_fd = None;
         self.is_void = false;

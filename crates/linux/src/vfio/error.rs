@@ -4,6 +4,8 @@ use rustix::io::Errno;
 use towline_core::channel::{ChannelError, ChannelErrorKind};
 use towline_core::fsm::DeviceState;
 
+use crate::errno::errno_text;
+
 /// The kind where nothing more is known than the errno.
 fn kind(errno: Errno) -> ChannelErrorKind {
     match errno {
@@ -20,10 +22,20 @@ pub(super) fn failed(what: &str, errno: Errno) -> ChannelError {
     failed_as(kind(errno), what, errno)
 }
 
+/// An error of a system call, with what it means there; `meaning` may be empty.
+pub(super) fn told(what: &str, errno: Errno, meaning: &str) -> ChannelError {
+    let error = failed(what, errno);
+    match meaning {
+        "" => error,
+        _ => ChannelError { message: format!("{}: {meaning}", error.message), ..error },
+    }
+}
+
 /// An error of a system call whose kind the caller knows better.
 pub(super) fn failed_as(kind: ChannelErrorKind, what: &str, errno: Errno) -> ChannelError {
-    let message = format!("{what}: {errno}");
-    ChannelError { errno: Some(errno.raw_os_error()), ..ChannelError::new(kind, message) }
+    let number = errno.raw_os_error();
+    let message = format!("{what}: {} ({errno})", errno_text(number));
+    ChannelError { errno: Some(number), ..ChannelError::new(kind, message) }
 }
 
 /// What a driver says to device state that it doesn't take. `mtty` has `EFAULT` for a wrong header and `ENOMEM` for too

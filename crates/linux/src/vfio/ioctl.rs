@@ -7,13 +7,17 @@ use std::os::raw::c_void;
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 use vfio_bindings::bindings::vfio::{
-    VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_SET, vfio_device_info, vfio_group_status, vfio_precopy_info,
-    vfio_region_info,
+    VFIO_DEVICE_BIND_FLAG_TOKEN, VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
+    VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET, vfio_device_attach_iommufd_pt,
+    vfio_device_bind_iommufd, vfio_device_detach_iommufd_pt, vfio_device_feature_dma_logging_control,
+    vfio_device_feature_dma_logging_range, vfio_device_feature_dma_logging_report, vfio_device_info, vfio_group_status,
+    vfio_irq_info, vfio_precopy_info, vfio_region_info,
 };
 
 use super::abi::{self, Feature};
+use crate::raw_ioctl::{with_struct, with_words};
 
-/// An ioctl with the value of its argument, a pointer or a number, and its return value as the result.
+/// An ioctl with a number, or the pointer to a string, as its argument.
 struct Call {
     opcode: Opcode,
     argument: *mut c_void,
@@ -43,14 +47,6 @@ unsafe impl Ioctl for Call {
 unsafe fn with_number(fd: BorrowedFd<'_>, opcode: Opcode, number: usize) -> Result<i32, Errno> {
     // SAFETY: by the caller's promise the kernel doesn't use the argument as a pointer.
     unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument: std::ptr::without_provenance_mut(number) }) }
-}
-
-/// # Safety
-/// On a descriptor of the kind of `fd`, `opcode` takes a pointer to a `T`, of which the kernel reads and writes at most
-/// `size_of::<T>()` bytes (as `argsz` tells it, where there is one), and any bytes are a valid `T`.
-unsafe fn with_struct<T: Copy>(fd: BorrowedFd<'_>, opcode: Opcode, argument: &mut T) -> Result<i32, Errno> {
-    // SAFETY: the pointer is valid for the call, exclusive, and of the type that the caller promises.
-    unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument: std::ptr::from_mut(argument).cast() }) }
 }
 
 /// The size of a structure as its `argsz`.
@@ -117,12 +113,157 @@ pub(super) fn device_info(device: BorrowedFd<'_>) -> Result<vfio_device_info, Er
     Ok(info)
 }
 
-/// `VFIO_DEVICE_GET_REGION_INFO`, without its capabilities.
-pub(super) fn region_info(device: BorrowedFd<'_>, index: u32) -> Result<vfio_region_info, Errno> {
-    let mut info = vfio_region_info { argsz: argsz::<vfio_region_info>(), index, ..Default::default() };
-    // SAFETY: the structure of this ioctl, with its size: capabilities that don't fit are left out.
-    unsafe { with_struct(device, abi::DEVICE_GET_REGION_INFO, &mut info) }?;
+/// `VFIO_DEVICE_GET_REGION_INFO` into words, which have the structure at their start and its capabilities behind it, as far as
+/// they fit; the `argsz` that the kernel leaves tells how many bytes it takes. `words` are at least those of the structure.
+pub(super) fn region_info(device: BorrowedFd<'_>, index: u32, words: &mut [u64]) -> Result<vfio_region_info, Errno> {
+    let bytes = u32::try_from(size_of_val(words)).map_err(|_| Errno::TOOBIG)?;
+    if bytes < argsz::<vfio_region_info>() {
+        return Err(Errno::INVAL);
+    }
+    words.fill(0);
+    let info = vfio_region_info { argsz: bytes, index, ..Default::default() };
+    let start = words.as_mut_ptr().cast::<vfio_region_info>();
+    // SAFETY: there is room for the structure, as was just checked, and words are aligned for it.
+    unsafe { start.write(info) };
+    // SAFETY: the structure of this ioctl, with the size of all of `words`: capabilities that don't fit are left out.
+    unsafe { with_words(device, abi::DEVICE_GET_REGION_INFO, words) }?;
+    // SAFETY: as above; any bytes are a valid one.
+    Ok(unsafe { words.as_ptr().cast::<vfio_region_info>().read() })
+}
+
+/// `VFIO_DEVICE_GET_IRQ_INFO`.
+pub(super) fn irq_info(device: BorrowedFd<'_>, index: u32) -> Result<vfio_irq_info, Errno> {
+    let mut info = vfio_irq_info { argsz: argsz::<vfio_irq_info>(), index, ..Default::default() };
+    // SAFETY: the structure of this ioctl, with its size.
+    unsafe { with_struct(device, abi::DEVICE_GET_IRQ_INFO, &mut info) }?;
     Ok(info)
+}
+
+/// What a `VFIO_DEVICE_SET_IRQS` carries.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum IrqData<'a> {
+    /// `VFIO_IRQ_SET_DATA_NONE`: all `count` of them alike.
+    None { count: u32 },
+    /// `VFIO_IRQ_SET_DATA_BOOL`: those that are not 0.
+    Bool(&'a [u8]),
+    /// `VFIO_IRQ_SET_DATA_EVENTFD`: -1 for none.
+    Eventfds(&'a [i32]),
+}
+
+/// `VFIO_DEVICE_SET_IRQS`. `action` is one of `VFIO_IRQ_SET_ACTION_*`.
+pub(super) fn set_irqs(
+    device: BorrowedFd<'_>,
+    index: u32,
+    start: u32,
+    action: u32,
+    data: IrqData<'_>,
+) -> Result<(), Errno> {
+    use vfio_bindings::bindings::vfio::{VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE};
+    let (kind, count, bytes): (u32, usize, Vec<u8>) = match data {
+        IrqData::None { count } => (VFIO_IRQ_SET_DATA_NONE, count as usize, Vec::new()),
+        IrqData::Bool(which) => (VFIO_IRQ_SET_DATA_BOOL, which.len(), which.to_vec()),
+        IrqData::Eventfds(fds) => {
+            (VFIO_IRQ_SET_DATA_EVENTFD, fds.len(), fds.iter().flat_map(|fd| fd.to_ne_bytes()).collect())
+        }
+    };
+    let header = [0, kind | action, index, start, u32::try_from(count).map_err(|_| Errno::TOOBIG)?];
+    let mut all: Vec<u8> = header.iter().flat_map(|field| field.to_ne_bytes()).chain(bytes).collect();
+    let len = u32::try_from(all.len()).map_err(|_| Errno::TOOBIG)?;
+    if let Some(argsz) = all.get_mut(..4) {
+        argsz.copy_from_slice(&len.to_ne_bytes());
+    }
+    all.resize(all.len().next_multiple_of(8), 0);
+    let word = |chunk: &[u8]| chunk.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+    let mut words: Vec<u64> = all.chunks_exact(8).map(|chunk| u64::from_le(word(chunk))).collect();
+    // SAFETY: struct vfio_irq_set, its five fields and the data behind them, with its size; it only reads.
+    unsafe { with_words(device, abi::DEVICE_SET_IRQS, &mut words) }.map(drop)
+}
+
+/// `VFIO_DEVICE_BIND_IOMMUFD` on a device's own node: the number of the device in the iommufd.
+pub(super) fn bind_iommufd(
+    device: BorrowedFd<'_>,
+    iommufd: BorrowedFd<'_>,
+    token: Option<&[u8; 16]>,
+) -> Result<u32, Errno> {
+    let mut bind = vfio_device_bind_iommufd { iommufd: iommufd.as_raw_fd(), ..Default::default() };
+    match token {
+        // Kernels without tokens know only the first 16 bytes.
+        None => bind.argsz = abi::BIND_WITHOUT_TOKEN,
+        Some(token) => {
+            bind.argsz = argsz::<vfio_device_bind_iommufd>();
+            bind.flags = VFIO_DEVICE_BIND_FLAG_TOKEN;
+            bind.token_uuid_ptr = token.as_ptr() as u64;
+        }
+    }
+    // SAFETY: the structure of this ioctl, with a size that is no larger; the address in it is that of 16 bytes, which are
+    // only read.
+    unsafe { with_struct(device, abi::DEVICE_BIND_IOMMUFD, &mut bind) }?;
+    Ok(bind.out_devid)
+}
+
+/// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`: returns what it was attached to.
+pub(super) fn attach(device: BorrowedFd<'_>, pt_id: u32) -> Result<u32, Errno> {
+    // Without the PASID, which older kernels don't know: `argsz` ends before it.
+    let mut attach = vfio_device_attach_iommufd_pt { argsz: 12, pt_id, ..Default::default() };
+    // SAFETY: the structure of this ioctl, with a size that is no larger.
+    unsafe { with_struct(device, abi::DEVICE_ATTACH_IOMMUFD_PT, &mut attach) }?;
+    Ok(attach.pt_id)
+}
+
+/// `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
+pub(super) fn detach(device: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut detach = vfio_device_detach_iommufd_pt { argsz: 8, ..Default::default() };
+    // SAFETY: the structure of this ioctl, with a size that is no larger.
+    unsafe { with_struct(device, abi::DEVICE_DETACH_IOMMUFD_PT, &mut detach) }.map(drop)
+}
+
+/// `VFIO_DEVICE_FEATURE` with `VFIO_DEVICE_FEATURE_PROBE`: whether feature `index` has `operation`
+/// (`VFIO_DEVICE_FEATURE_GET`, `VFIO_DEVICE_FEATURE_SET`).
+pub(super) fn feature_probe(device: BorrowedFd<'_>, index: u32, operation: u32) -> Result<(), Errno> {
+    let mut feature = Feature { argsz: 8, flags: index | operation | VFIO_DEVICE_FEATURE_PROBE, data: () };
+    // SAFETY: the header of this ioctl's structure, with its size; a probe has no data.
+    unsafe { with_struct(device, abi::DEVICE_FEATURE, &mut feature) }.map(drop)
+}
+
+/// `VFIO_DEVICE_FEATURE` with `VFIO_DEVICE_FEATURE_SET`, for a feature without data.
+pub(super) fn feature_do(device: BorrowedFd<'_>, index: u32) -> Result<(), Errno> {
+    // SAFETY: no data is the structure of such a feature.
+    unsafe { feature_set(device, index, ()) }
+}
+
+/// `VFIO_DEVICE_FEATURE_DMA_LOGGING_START`: the page size in force.
+pub(super) fn dma_logging_start(
+    device: BorrowedFd<'_>,
+    page_size: u64,
+    ranges: &[vfio_device_feature_dma_logging_range],
+) -> Result<u64, Errno> {
+    let data = vfio_device_feature_dma_logging_control {
+        page_size,
+        num_ranges: u32::try_from(ranges.len()).map_err(|_| Errno::TOOBIG)?,
+        ranges: ranges.as_ptr() as u64,
+        ..Default::default()
+    };
+    // SAFETY: the structure of this feature; the address in it is that of so many ranges, which are only read.
+    let got = unsafe { feature_set(device, VFIO_DEVICE_FEATURE_DMA_LOGGING_START, data) }?;
+    Ok(got.page_size)
+}
+
+/// `VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT`: sets bits of `bitmap`, which has one for each page of the range.
+pub(super) fn dma_logging_report(
+    device: BorrowedFd<'_>,
+    iova: u64,
+    length: u64,
+    page_size: u64,
+    bitmap: &mut [u64],
+) -> Result<(), Errno> {
+    let bits = length.checked_div(page_size).ok_or(Errno::INVAL)?;
+    if length % page_size != 0 || bits.div_ceil(64) > bitmap.len() as u64 {
+        return Err(Errno::INVAL);
+    }
+    let data = vfio_device_feature_dma_logging_report { iova, length, page_size, bitmap: bitmap.as_mut_ptr() as u64 };
+    // SAFETY: the structure of this feature; the address in it is that of `bitmap`, which has a bit for each page, as was just
+    // checked, and any bits are valid there.
+    unsafe { feature_get(device, VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, data) }.map(drop)
 }
 
 /// `VFIO_DEVICE_RESET`.
@@ -134,7 +275,8 @@ pub(super) fn reset(device: BorrowedFd<'_>) -> Result<(), Errno> {
 /// `VFIO_DEVICE_FEATURE` with `VFIO_DEVICE_FEATURE_GET`.
 ///
 /// # Safety
-/// `T` is the structure of feature `index`, holds no pointers, and any bytes are a valid one.
+/// `T` is the structure of feature `index`, addresses in it are good for what the kernel does with them, and any bytes are a
+/// valid one.
 pub(super) unsafe fn feature_get<T: Copy>(device: BorrowedFd<'_>, index: u32, data: T) -> Result<T, Errno> {
     let mut feature = Feature { argsz: argsz::<Feature<T>>(), flags: index | VFIO_DEVICE_FEATURE_GET, data };
     // SAFETY: the structure of this ioctl with that of the feature behind it, by the caller's promise, and its size.

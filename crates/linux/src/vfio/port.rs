@@ -5,12 +5,22 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_DEVICE_FEATURE_MIGRATION,
-    vfio_device_feature_mig_data_size, vfio_device_feature_mig_state, vfio_device_feature_migration,
+    VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE, VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2,
+    VFIO_DEVICE_FEATURE_MIGRATION, vfio_device_feature_mig_data_size, vfio_device_feature_mig_state,
+    vfio_device_feature_migration,
 };
 
 use super::device::VfioDevice;
 use super::ioctl;
+
+/// What `VFIO_MIG_GET_PRECOPY_INFO` tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PrecopyInfo {
+    /// `VFIO_PRECOPY_INFO_REINIT`; whatever was there before, without version 2.
+    pub flags: u32,
+    pub initial_bytes: u64,
+    pub dirty_bytes: u64,
+}
 
 /// The migration calls of one device.
 pub(super) trait Port: Send {
@@ -22,8 +32,10 @@ pub(super) trait Port: Send {
     fn set_state(&self, to: u32) -> Result<Option<OwnedFd>, Errno>;
     /// `VFIO_DEVICE_FEATURE_MIG_DATA_SIZE`, in bytes.
     fn data_size(&self) -> Result<u64, Errno>;
-    /// `VFIO_MIG_GET_PRECOPY_INFO`: initial and dirty bytes.
-    fn precopy_info(&self, data_fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno>;
+    /// `VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2`: from now on, the flags of [`Port::precopy_info`] mean something.
+    fn precopy_info_v2(&self) -> Result<(), Errno>;
+    /// `VFIO_MIG_GET_PRECOPY_INFO`.
+    fn precopy_info(&self, data_fd: BorrowedFd<'_>) -> Result<PrecopyInfo, Errno>;
     /// `VFIO_DEVICE_RESET`.
     fn reset(&self) -> Result<(), Errno>;
 }
@@ -58,8 +70,13 @@ impl Port for Arc<VfioDevice> {
         Ok(got.stop_copy_length)
     }
 
-    fn precopy_info(&self, data_fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
-        ioctl::precopy_info(data_fd).map(|info| (info.initial_bytes, info.dirty_bytes))
+    fn precopy_info_v2(&self) -> Result<(), Errno> {
+        ioctl::feature_do(self.as_fd(), VFIO_DEVICE_FEATURE_MIG_PRECOPY_INFOv2)
+    }
+
+    fn precopy_info(&self, data_fd: BorrowedFd<'_>) -> Result<PrecopyInfo, Errno> {
+        let info = ioctl::precopy_info(data_fd)?;
+        Ok(PrecopyInfo { flags: info.flags, initial_bytes: info.initial_bytes, dirty_bytes: info.dirty_bytes })
     }
 
     fn reset(&self) -> Result<(), Errno> {

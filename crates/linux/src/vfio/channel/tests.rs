@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use towline_core::fsm::driver_arcs;
 
 use super::*;
+use crate::vfio::port::PrecopyInfo;
 
 /// The device behind a port, as the kernel sees it.
 struct Kernel {
@@ -21,7 +22,8 @@ struct Kernel {
     surplus_fd: bool,
     reset: Vec<Result<(), Errno>>,
     data_size: Result<u64, Errno>,
-    precopy_info: Result<(u64, u64), Errno>,
+    precopy_info: Result<PrecopyInfo, Errno>,
+    precopy_info_v2: Result<(), Errno>,
     gone: bool,
     opened: usize,
 }
@@ -40,7 +42,8 @@ fn fake(flags: u64) -> Fake {
         surplus_fd: false,
         reset: vec![],
         data_size: Ok(77),
-        precopy_info: Ok((5, 6)),
+        precopy_info: Ok(PrecopyInfo { flags: u32::MAX, initial_bytes: 5, dirty_bytes: 6 }),
+        precopy_info_v2: Err(Errno::NOTTY),
         gone: false,
         opened: 0,
     })))
@@ -109,7 +112,11 @@ impl Port for Fake {
         self.with(|k| k.data_size)
     }
 
-    fn precopy_info(&self, _: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+    fn precopy_info_v2(&self) -> Result<(), Errno> {
+        self.with(|k| k.precopy_info_v2)
+    }
+
+    fn precopy_info(&self, _: BorrowedFd<'_>) -> Result<PrecopyInfo, Errno> {
         self.with(|k| k.precopy_info)
     }
 
@@ -310,7 +317,35 @@ fn estimates() {
     fake.with(|k| k.data_size = Err(Errno::IO));
     assert_eq!(channel.pending().unwrap_err().errno, Some(5));
     fake.with(|k| (k.data_size, k.precopy_info) = (Ok(1), Err(Errno::INVAL)));
-    assert!(channel.pending().is_err());
+    assert_eq!(channel.pending().unwrap_err().kind, ChannelErrorKind::State);
+}
+
+#[test]
+fn new_initial_data_is_noticed_only_where_flags_mean_something() {
+    for (v2, seen) in [(Err(Errno::NOTTY), 0), (Err(Errno::INVAL), 0), (Ok(()), 2)] {
+        let fake = fake(7);
+        fake.with(|k| k.precopy_info_v2 = v2);
+        let mut channel = fake.channel();
+        assert_eq!(channel.has_precopy_info_v2(), v2.is_ok());
+        channel.set_state(DeviceState::PreCopy).unwrap();
+        channel.pending().unwrap();
+        // The estimates that come with it are those that count.
+        let again = PrecopyInfo { flags: VFIO_PRECOPY_INFO_REINIT, initial_bytes: 99, dirty_bytes: 0 };
+        fake.with(|k| k.precopy_info = Ok(again));
+        let pending = channel.pending().unwrap();
+        assert_eq!((pending.initial_bytes, pending.dirty_bytes), (99, 0));
+        fake.with(|k| k.precopy_info = Ok(PrecopyInfo { flags: 0, ..again }));
+        channel.pending().unwrap();
+        assert_eq!(channel.precopy_reinits(), seen);
+        channel.set_state(DeviceState::Running).unwrap();
+        channel.set_state(DeviceState::PreCopy).unwrap();
+        assert_eq!(channel.precopy_reinits(), 0);
+    }
+    let fake = fake(1);
+    fake.with(|k| k.precopy_info_v2 = Err(Errno::IO));
+    assert!(!fake.channel().has_precopy_info_v2(), "it is not even asked without PRE_COPY");
+    fake.with(|k| k.flags = 5);
+    assert_eq!(VfioChannel::over(Box::new(fake.clone()), "fake").unwrap_err().errno, Some(5));
 }
 
 #[test]
