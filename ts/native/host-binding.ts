@@ -182,13 +182,15 @@ export interface NativeVfioUserOptions {
   filter?: Uint8Array;
   /** Let the client map doorbells, where the policy lets them through. Default false: they are trapped. */
   mapDoorbells?: boolean;
+  /** Map guest memory whose file could shrink, rather than reach it by messages: who can shrink it can end this process. Default false. */
+  mapShrinkable?: boolean;
 }
 
 /** A vfio-user socket that serves one function. */
 export interface NativeVfioUserServer {
-  /** {path, connected, clients, dmaRegions, interrupts, messages, lastError} */
+  /** {path, connected, clients, dmaRegions, messageRegions, interrupts, messages, lastError} */
   status(): string;
-  /** Guest memory as its client maps it now; what DMA of the function goes to. */
+  /** The mapped part of guest memory as its client gives it now (`messageRegions` are not in it); `null` without a client. */
   memory(): NativeGuestMemory | null;
   /** Takes the socket away, ends the client's connection, drains. Idempotent. */
   close(): Promise<void>;

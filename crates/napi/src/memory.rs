@@ -57,6 +57,12 @@ pub struct GuestMemory {
 }
 
 impl GuestMemory {
+    /// Memory whose regions somebody else adds and removes.
+    pub fn of(memory: Arc<MappedMemory>) -> Self {
+        let parts = MemoryParts { memory, marks: Arc::new(MarkLog::new()) };
+        Self { parts: Mutex::new(Some(parts)), lent: AtomicBool::new(false) }
+    }
+
     pub fn parts(&self) -> Result<MemoryParts, Fault> {
         self.parts
             .lock()

@@ -1,7 +1,7 @@
 //! The embedded NVMe subsystem as an object of JavaScript.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use napi::Env;
 use napi::bindgen_prelude::Object;
@@ -24,6 +24,7 @@ use crate::fault::Fault;
 use crate::memory::GuestMemory;
 use crate::numbers::u64_of_json;
 use crate::promise::run;
+use crate::vfio_user::Exposed;
 
 impl From<ModelError> for Fault {
     fn from(e: ModelError) -> Self {
@@ -87,8 +88,15 @@ impl FunctionReset for ModelReset {
     }
 }
 
-struct Inner {
-    subsystem: Arc<Subsystem>,
+/// What a subsystem's object and the objects that came from it share; `None` once it is closed.
+pub type SharedInner = Arc<Mutex<Option<Inner>>>;
+
+pub struct Inner {
+    pub subsystem: Arc<Subsystem>,
+    /// Drivers of the controlling function, so that they can be stopped when a guest gets it.
+    pub admins: Vec<Weak<EmbeddedAdmin>>,
+    /// Controllers on vfio-user sockets, or about to be.
+    pub exposed: HashMap<u16, Exposed>,
     interrupts: HashMap<u16, Arc<TenantInterrupts>>,
     /// Faults by the number that JavaScript knows; one for both queues is two rules.
     faults: HashMap<u32, Vec<FaultId>>,
@@ -99,6 +107,13 @@ struct Inner {
 const MOST_FAULTS: usize = 1024;
 
 impl Inner {
+    /// Why a controller can't be had: a client of its socket has it.
+    pub fn taken(&self, cntlid: u16) -> Option<Fault> {
+        let server = self.exposed.get(&cntlid)?;
+        let at = server.as_ref().map_or("a vfio-user socket".into(), |server| server.path().display().to_string());
+        Some(Fault::new("ERR_TOWLINE_BUSY", format!("controller {cntlid} is exposed on {at}: hide it first")))
+    }
+
     fn add(&mut self, fault: FaultJson) -> Result<u32, Fault> {
         if self.faults.len() >= MOST_FAULTS {
             return Err(Fault::new("ERR_TOWLINE_LIMIT", format!("at most {MOST_FAULTS} faults")));
@@ -116,7 +131,7 @@ impl Inner {
 /// See `NativeSubsystem` in `ts/native/binding.ts`.
 #[napi]
 pub struct NativeSubsystem {
-    inner: Arc<Mutex<Option<Inner>>>,
+    inner: SharedInner,
 }
 
 /// Starts a subsystem; `config_json` is `EmbeddedConfig` of `ts/native/binding.ts`.
@@ -151,12 +166,19 @@ pub fn open_subsystem<'e>(env: &'e Env, config_json: String) -> napi::Result<Obj
     };
     run(env, "subsystem", move || {
         let subsystem = Subsystem::open(config)?;
-        let inner = Inner { subsystem, interrupts: HashMap::new(), faults: HashMap::new(), next_fault: 0 };
+        let inner = Inner {
+            subsystem,
+            admins: Vec::new(),
+            exposed: HashMap::new(),
+            interrupts: HashMap::new(),
+            faults: HashMap::new(),
+            next_fault: 0,
+        };
         Ok(NativeSubsystem { inner: Arc::new(Mutex::new(Some(inner))) })
     })
 }
 
-fn cntlid_of(number: u32) -> Result<u16, Fault> {
+pub fn cntlid_of(number: u32) -> Result<u16, Fault> {
     u16::try_from(number).map_err(|_| Fault::argument(format!("{number} is not a controller identifier (0 to 65535)")))
 }
 
@@ -166,9 +188,13 @@ fn register(controller: &Arc<Controller>, offset: u64) -> u32 {
     u32::from_le_bytes(value)
 }
 
-const WHAT: &str = "the subsystem";
+pub const WHAT: &str = "the subsystem";
 
 impl NativeSubsystem {
+    pub fn shared(&self) -> SharedInner {
+        self.inner.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Inner>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -239,19 +265,31 @@ impl NativeSubsystem {
 
     #[napi]
     pub fn admin(&self) -> napi::Result<NativeAdmin> {
-        let subsystem = self.subsystem()?;
+        // Held throughout: nobody else gets the controlling function meanwhile.
+        let mut guard = self.lock();
+        let inner = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
+        if let Some(fault) = inner.taken(CONTROLLING_CNTLID) {
+            return Err(Fault { code: "ERR_TOWLINE_GONE", ..fault }.into());
+        }
+        let subsystem = inner.subsystem.clone();
         let transport = EmbeddedAdmin::new(&subsystem)
             .map_err(|e| Fault::new("ERR_TOWLINE_DEVICE", format!("the controlling function: {e}")))?;
+        let transport = Arc::new(transport);
+        inner.admins.retain(|admin| admin.strong_count() > 0);
+        inner.admins.push(Arc::downgrade(&transport));
         let resets = Arc::new(move |cntlid| -> Box<dyn FunctionReset> {
             Box::new(ModelReset { subsystem: subsystem.clone(), cntlid })
         });
-        Ok(NativeAdmin::new(AdminClient::new(Arc::new(transport)), resets))
+        Ok(NativeAdmin::new(AdminClient::new(transport), resets))
     }
 
     #[napi]
     pub fn attach_memory(&self, cntlid: u32, memory: &GuestMemory) -> napi::Result<()> {
         let interrupts = self.interrupts(cntlid)?;
         let (_, controller) = self.controller(cntlid)?;
+        if let Some(fault) = self.lock().as_ref().and_then(|inner| inner.taken(controller.cntlid())) {
+            return Err(fault.into());
+        }
         controller.attach(memory.parts()?.memory, Arc::new(Raise(interrupts)));
         Ok(())
     }
@@ -259,8 +297,12 @@ impl NativeSubsystem {
     #[napi]
     pub fn detach_memory<'e>(&self, env: &'e Env, cntlid: u32) -> napi::Result<Object<'e>> {
         let (_, controller) = self.controller(cntlid)?;
+        // What a client of its socket gave it is not the caller's to take away, and the caller's is gone already.
+        let exposed = self.lock().as_ref().is_some_and(|inner| inner.taken(controller.cntlid()).is_some());
         run(env, "detach", move || {
-            controller.detach();
+            if !exposed {
+                controller.detach();
+            }
             Ok(())
         })
     }
@@ -335,6 +377,7 @@ impl NativeSubsystem {
         let inner = self.lock().take();
         run(env, "subsystem-close", move || {
             if let Some(inner) = inner {
+                inner.exposed.values().flatten().for_each(|server| server.close());
                 inner.subsystem.close();
             }
             Ok(())

@@ -65,3 +65,25 @@ fn when_every_slot_is_lost_it_says_so() {
     let anew = EmbeddedAdmin::new(&subsystem).unwrap();
     assert!(identify(&anew, Duration::from_secs(5)).unwrap().status.is_success());
 }
+
+/// A guest gets the controlling function: whoever waits for a command hears it, and nothing of its queues is touched any more.
+#[test]
+fn a_revoked_driver_ends_and_leaves_the_registers_alone() {
+    let disk = Disk::new(1 << 20);
+    let (subsystem, admin) = open(&disk);
+    subsystem.faults().add(fault(Some(opcode::IDENTIFY), FaultAction::Hang));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| identify(&admin, Duration::from_secs(60)));
+        std::thread::sleep(SHORT);
+        admin.revoke();
+        assert!(matches!(waiting.join().unwrap(), Err(TransportError::Gone { .. })));
+    });
+    subsystem.faults().clear();
+    assert!(matches!(identify(&admin, SHORT), Err(TransportError::Gone { .. })));
+    // The next driver has the function to itself.
+    let next = EmbeddedAdmin::new(&subsystem).unwrap();
+    for _ in 0..9 {
+        assert!(identify(&admin, SHORT).is_err());
+        assert!(identify(&next, Duration::from_secs(5)).unwrap().status.is_success());
+    }
+}

@@ -59,6 +59,8 @@ struct Queue {
     slots: [Slot; SLOTS],
     /// Aborts under way: their identifiers, and those of what they are to abort. At most one for each slot.
     aborts: Vec<(u16, u16)>,
+    /// The controlling PF is somebody else's now: its registers are not touched any more.
+    revoked: bool,
 }
 
 impl Queue {
@@ -126,6 +128,13 @@ impl EmbeddedAdmin {
         Ok(admin)
     }
 
+    /// Gives the controlling PF up, to whoever is to drive it from now on (a guest, say). Whoever waits for a command gets
+    /// [`TransportError::Gone`], as does every later submission; when this returns, neither registers nor doorbells are written any more.
+    pub fn revoke(&self) {
+        lock(&self.shared.queue).revoked = true;
+        self.shared.changed.notify_all();
+    }
+
     fn write_u32(&self, offset: u64, value: u32) {
         self.controller.write(offset, &value.to_le_bytes());
     }
@@ -179,6 +188,9 @@ impl EmbeddedAdmin {
 
     /// Takes every completion that is there.
     fn reap(&self, queue: &mut Queue) {
+        if queue.revoked {
+            return;
+        }
         let before = queue.head;
         loop {
             let mut raw = [0; 16];
@@ -222,6 +234,9 @@ impl EmbeddedAdmin {
 
     /// Puts an entry into the submission queue and rings. There is room: there are fewer slots and Aborts than entries.
     fn push(&self, queue: &mut Queue, entry: &SubmissionEntry) -> Result<(), TransportError> {
+        if queue.revoked {
+            return Err(revoked());
+        }
         self.copy_in(SQ + u64::from(queue.tail) * 64, &entry.encode())?;
         queue.tail = (queue.tail + 1) % ENTRIES;
         self.write_u32(DOORBELLS, queue.tail.into());
@@ -251,6 +266,9 @@ impl EmbeddedAdmin {
     ) -> Result<Option<T>, TransportError> {
         let mut queue = lock(&self.shared.queue);
         loop {
+            if queue.revoked {
+                return Err(revoked());
+            }
             self.reap(&mut queue);
             if let Some(found) = f(&mut queue) {
                 return Ok(Some(found));
@@ -266,6 +284,10 @@ impl EmbeddedAdmin {
             queue = self.shared.changed.wait_timeout(queue, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
+
+fn revoked() -> TransportError {
+    TransportError::Gone { message: "the admin queue of the controlling function belongs to somebody else now".into() }
 }
 
 /// A slot that is given back however the submission ends.

@@ -1,0 +1,158 @@
+//! Controllers of the embedded subsystem on vfio-user sockets, as objects of JavaScript.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError};
+
+use napi::Env;
+use napi::bindgen_prelude::{Object, Uint8Array};
+use napi_derive::napi;
+use serde_json::json;
+use towline_core::bar::Filter;
+use towline_nvme::model::CONTROLLING_CNTLID;
+use towline_vfio_user::nvme::{NvmeFunction, NvmeFunctionError, NvmeFunctionOptions};
+use towline_vfio_user::{ServerError, ServerOptions, VfioUserServer};
+
+use crate::fault::Fault;
+use crate::memory::GuestMemory;
+use crate::promise::run;
+use crate::subsystem::{NativeSubsystem, SharedInner, WHAT, cntlid_of};
+
+impl From<ServerError> for Fault {
+    fn from(e: ServerError) -> Self {
+        let errno = std::error::Error::source(&e)
+            .and_then(|s| s.downcast_ref::<std::io::Error>())
+            .and_then(std::io::Error::raw_os_error);
+        let code = match &e {
+            ServerError::Exists { .. } => "ERR_TOWLINE_EXISTS",
+            _ => "ERR_TOWLINE_SYSTEM",
+        };
+        Self { errno, ..Self::new(code, e.to_string()) }
+    }
+}
+
+impl From<NvmeFunctionError> for Fault {
+    fn from(e: NvmeFunctionError) -> Self {
+        let code = match &e {
+            NvmeFunctionError::NoController { .. } => "ERR_TOWLINE_NOT_FOUND",
+            NvmeFunctionError::FilterSize { .. } => "ERR_TOWLINE_INVALID_ARGUMENT",
+            NvmeFunctionError::MapDoorbells => "ERR_TOWLINE_UNSUPPORTED",
+            _ => "ERR_TOWLINE_INTERNAL",
+        };
+        Self::new(code, e.to_string())
+    }
+}
+
+/// See `NativeVfioUserOptions` in `ts/native/host-binding.ts`.
+#[napi(object)]
+pub struct NativeVfioUserOptions {
+    pub filter: Option<Uint8Array>,
+    pub map_doorbells: Option<bool>,
+    pub map_shrinkable: Option<bool>,
+}
+
+/// A controller that is, or is about to be, on a socket.
+pub type Exposed = Option<Arc<VfioUserServer>>;
+
+/// See `NativeVfioUserServer` in `ts/native/host-binding.ts`.
+#[napi]
+pub struct NativeVfioUserServer {
+    server: Arc<VfioUserServer>,
+    cntlid: u16,
+    inner: SharedInner,
+}
+
+/// Takes the mark away that a controller is exposed, unless it is another server's by now.
+fn forget(inner: &SharedInner, cntlid: u16, server: Option<&Arc<VfioUserServer>>) {
+    let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(inner) = guard.as_mut() else { return };
+    let own = match (inner.exposed.get(&cntlid), server) {
+        (Some(Some(there)), Some(server)) => Arc::ptr_eq(there, server),
+        (Some(None), None) => true,
+        _ => false,
+    };
+    if own {
+        inner.exposed.remove(&cntlid);
+    }
+}
+
+#[napi]
+impl NativeSubsystem {
+    #[napi]
+    pub fn expose_vfio_user<'e>(
+        &self,
+        env: &'e Env,
+        cntlid: u32,
+        path: String,
+        options: NativeVfioUserOptions,
+    ) -> napi::Result<Object<'e>> {
+        let cntlid = cntlid_of(cntlid)?;
+        let filter = match &options.filter {
+            Some(bytes) => Some(Arc::new(Filter::from_bytes(bytes).map_err(|e| Fault::argument(e.to_string()))?)),
+            None => None,
+        };
+        let function_options = NvmeFunctionOptions { filter, map_doorbells: options.map_doorbells.unwrap_or(false) };
+        let server_options =
+            ServerOptions { allow_shrinkable: options.map_shrinkable.unwrap_or(false), ..ServerOptions::default() };
+        let inner = self.shared();
+        run(env, "vfio-user", move || {
+            let (subsystem, admins) = {
+                let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
+                let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
+                if let Some(fault) = open.taken(cntlid) {
+                    return Err(fault);
+                }
+                // From here on nobody else may have it.
+                open.exposed.insert(cntlid, None);
+                let admins = if cntlid == CONTROLLING_CNTLID { std::mem::take(&mut open.admins) } else { Vec::new() };
+                (open.subsystem.clone(), admins)
+            };
+            let start = || -> Result<Arc<VfioUserServer>, Fault> {
+                // Before its registers are the guest's.
+                admins.iter().filter_map(std::sync::Weak::upgrade).for_each(|admin| admin.revoke());
+                let function = NvmeFunction::new(&subsystem, cntlid, &function_options)?;
+                let server = VfioUserServer::start(&PathBuf::from(&path), Arc::new(function), server_options)?;
+                let server = Arc::new(server);
+                let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
+                let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
+                open.exposed.insert(cntlid, Some(server.clone()));
+                Ok(server)
+            };
+            let server = start().inspect_err(|_| forget(&inner, cntlid, None))?;
+            Ok(NativeVfioUserServer { server, cntlid, inner })
+        })
+    }
+}
+
+#[napi]
+impl NativeVfioUserServer {
+    #[napi]
+    pub fn status(&self) -> String {
+        let status = self.server.status();
+        json!({
+            "path": self.server.path(),
+            "connected": status.connected,
+            "clients": status.clients,
+            "dmaRegions": status.mapped_ranges + status.message_ranges,
+            "messageRegions": status.message_ranges,
+            "interrupts": status.interrupts,
+            "messages": status.messages,
+            "lastError": status.last_error,
+        })
+        .to_string()
+    }
+
+    #[napi]
+    pub fn memory(&self) -> Option<GuestMemory> {
+        self.server.memory().map(|memory| GuestMemory::of(memory.mapped()))
+    }
+
+    #[napi]
+    pub fn close<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        let (server, cntlid, inner) = (self.server.clone(), self.cntlid, self.inner.clone());
+        run(env, "vfio-user-close", move || {
+            server.close();
+            forget(&inner, cntlid, Some(&server));
+            Ok(())
+        })
+    }
+}
