@@ -23,6 +23,7 @@ mod promise;
 mod session;
 mod subsystem;
 mod tenant;
+mod vfio;
 mod vfio_user;
 
 /// The version of this library.

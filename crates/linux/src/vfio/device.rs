@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 use towline_core::channel::{ChannelError, ChannelErrorKind};
-use vfio_bindings::bindings::vfio::VFIO_DEVICE_FEATURE_PCI_VF_TOKEN;
+use vfio_bindings::bindings::vfio::{
+    VFIO_DEVICE_FEATURE_MIGRATION, VFIO_DEVICE_FEATURE_PCI_VF_TOKEN, vfio_device_feature_migration,
+};
 
 use super::container::{Container, open_node, token_meaning};
 use super::error::{failed, told};
@@ -193,6 +195,20 @@ impl VfioDevice {
     /// What the kernel said to a probe, other than that the feature isn't there.
     pub fn features(&self) -> Result<Features, ChannelError> {
         Features::probe(&self.name, |index, operation| ioctl::feature_probe(self.as_fd(), index, operation))
+    }
+
+    /// Its migration flags (`VFIO_MIGRATION_*`: bit 0 STOP_COPY, 1 P2P, 2 PRE_COPY); 0 for a device that doesn't migrate.
+    ///
+    /// # Errors
+    /// What the kernel said, other than that it doesn't migrate.
+    pub fn migration_flags(&self) -> Result<u64, ChannelError> {
+        let data = vfio_device_feature_migration::default();
+        // SAFETY: the structure of this feature: one number.
+        match unsafe { ioctl::feature_get(self.as_fd(), VFIO_DEVICE_FEATURE_MIGRATION, data) } {
+            Ok(got) => Ok(got.flags),
+            Err(Errno::NOTTY) => Ok(0),
+            Err(errno) => Err(failed(&format!("{}: VFIO_DEVICE_FEATURE_MIGRATION", self.name), errno)),
+        }
     }
 
     /// Sets the token that users of its VFs have to know. Of a PF on `vfio-pci`.

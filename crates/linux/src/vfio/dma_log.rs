@@ -108,14 +108,12 @@ fn merged(ranges: &[MemoryRange], most: usize) -> Vec<MemoryRange> {
     gaps.sort_unstable();
     gaps.truncate(out.len() - most.max(1));
     let closed: std::collections::HashSet<usize> = gaps.into_iter().map(|(_, at)| at).collect();
-    let mut at = 0;
     out.clear();
-    for r in ranges {
+    for (at, r) in ranges.iter().enumerate() {
         match out.last_mut() {
             Some(last) if closed.contains(&at) => last.len = (r.gpa + r.len).saturating_sub(last.gpa),
             _ => out.push(*r),
         }
-        at += 1;
     }
     out
 }

@@ -257,7 +257,7 @@ pub(super) fn dma_logging_report(
     bitmap: &mut [u64],
 ) -> Result<(), Errno> {
     let bits = length.checked_div(page_size).ok_or(Errno::INVAL)?;
-    if length % page_size != 0 || bits.div_ceil(64) > bitmap.len() as u64 {
+    if !length.is_multiple_of(page_size) || bits.div_ceil(64) > bitmap.len() as u64 {
         return Err(Errno::INVAL);
     }
     let data = vfio_device_feature_dma_logging_report { iova, length, page_size, bitmap: bitmap.as_mut_ptr() as u64 };

@@ -53,7 +53,7 @@ impl Window {
 
     /// Where `len` bytes at `offset` of the BAR are, if they are here and make one register access.
     fn at(&self, offset: u64, len: usize) -> Option<*mut u8> {
-        if !matches!(len, 1 | 2 | 4 | 8) || offset % len as u64 != 0 {
+        if !matches!(len, 1 | 2 | 4 | 8) || !offset.is_multiple_of(len as u64) {
             return None;
         }
         let inside = usize::try_from(offset.checked_sub(self.run.offset)?).ok()?;
