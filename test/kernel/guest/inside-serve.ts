@@ -1,5 +1,6 @@
 // Loaded into a `towline serve` before it (node --import): lets a test look at the devices that this process has open, as nobody else can,
 // and kill it, or let a step fail, at a named point of a session.
+import { createHash } from 'node:crypto';
 import { binding } from '#towline/native/api.js';
 import type { NativeGuestMemory } from '#towline/native/binding.js';
 import type { NativeVfioDevice } from '#towline/native/host-binding.js';
@@ -16,8 +17,8 @@ export type ToInside =
   | { id: number; do: 'write'; name: string; writes: readonly (readonly [number, number, number])[] }
   | { id: number; do: 'read'; name: string; reads: readonly (readonly [number, number])[] }
   | { id: number; do: 'reset'; name: string }
-  | { id: number; do: 'fill'; name: string; seed: number }
-  | { id: number; do: 'digest'; name: string };
+  | { id: number; do: 'fill'; seed: number }
+  | { id: number; do: 'digest' };
 /** `value` is `null` where the device is not open here. */
 export interface FromInside {
   id: number;
@@ -28,7 +29,8 @@ export interface FromInside {
 const native = binding();
 const { sourceSession, destinationSession, openVfio } = native;
 const devices = new Map<string, NativeVfioDevice>();
-const memories = new Map<string, NativeGuestMemory>();
+/** Guest memory of the functions of this process, in the order in which it was made. */
+const memories = new Set<NativeGuestMemory>();
 let arms: Arms = {};
 
 function armed(config: string, side: 'source' | 'destination'): string {
@@ -38,31 +40,68 @@ function armed(config: string, side: 'source' | 'destination'): string {
 }
 
 Object.assign(native, {
-  sourceSession: (...[config, parts]: Parameters<typeof sourceSession>) => sourceSession(armed(config, 'source'), parts),
+  sourceSession: (...[config, parts]: Parameters<typeof sourceSession>) =>
+    sourceSession(armed(config, 'source'), parts),
   destinationSession: (...[config, parts]: Parameters<typeof destinationSession>) =>
     destinationSession(armed(config, 'destination'), parts),
   openVfio: async (...args: Parameters<typeof openVfio>) => {
     const device = await openVfio(...args);
     const { name } = JSON.parse(args[0]) as { name: string };
     devices.set(name, device);
-    const { close, mapMemory } = device;
+    const { close } = device;
     device.close = () => {
       if (devices.get(name) === device) devices.delete(name);
       close.call(device);
     };
-    device.mapMemory = async (memory) => {
-      await mapMemory.call(device, memory);
-      memories.set(name, memory);
-    };
     return device;
   },
+  GuestMemory: new Proxy(native.GuestMemory, {
+    construct(target, args: []) {
+      const memory = new target(...args);
+      const { close } = memory;
+      memory.close = () => {
+        memories.delete(memory);
+        close.call(memory);
+      };
+      memories.add(memory);
+      return memory;
+    },
+  }),
 });
+
+/** All of the guest memory here is written, a different thing for every `seed`. */
+function fill(seed: number): void {
+  for (const memory of memories) {
+    for (const { gpa, len } of memory.ranges()) {
+      for (let at = 0n; at < len; at += 4096n) {
+        // Every fourth page stays as it is: zero, where it is new.
+        if (at % 16_384n !== 0n) memory.write(gpa + at, createHash('sha512').update(`${seed} ${at}`).digest());
+      }
+    }
+  }
+}
+
+function digest(): string {
+  const hash = createHash('sha256');
+  for (const memory of memories) {
+    for (const { gpa, len } of memory.ranges()) {
+      for (let at = 0n; at < len; at += 65_536n)
+        hash.update(memory.read(gpa + at, Number(len - at < 65_536n ? len - at : 65_536n)));
+    }
+  }
+  return hash.digest('hex');
+}
 
 async function answer(message: ToInside): Promise<unknown> {
   if (message.do === 'arm') {
     arms = message.arms;
     return true;
   }
+  if (message.do === 'fill') {
+    fill(message.seed);
+    return memories.size;
+  }
+  if (message.do === 'digest') return digest();
   const device = devices.get(message.name);
   if (device === undefined) return null;
   switch (message.do) {

@@ -39,7 +39,17 @@ export async function kernelState(uuid: string): Promise<string> {
 export function written(seed: number): number[] {
   const byte = (n: number): number => (Math.imul(seed + 1, 0x9e37_79b1) >>> (n % 24)) & 0xff;
   // Port 0: no interrupt enabled in IER would fire without a vector; LCR without DLAB. Port 1: the divisor stays selected.
-  return [byte(1) & 0x0f, byte(2) & 0x7f, byte(3) & 0x0f, byte(4), byte(5), byte(6), DLAB | (byte(7) & 0x7f), byte(8) & 0x0f, byte(9)];
+  return [
+    byte(1) & 0x0f,
+    byte(2) & 0x7f,
+    byte(3) & 0x0f,
+    byte(4),
+    byte(5),
+    byte(6),
+    DLAB | (byte(7) & 0x7f),
+    byte(8) & 0x0f,
+    byte(9),
+  ];
 }
 
 /** The registers that keep what is written. Reading them changes nothing. */
