@@ -143,4 +143,15 @@ export const suites = [
     smoke: true,
     timeoutSeconds: 120,
   },
+  {
+    name: 'layouts',
+    path: 'NVMe and HMLM: layouts, opcodes, command dwords',
+    oracle: 'headers of libnvme 1.13, compiled by gcc',
+    kernels: ['built'],
+    machine: 'plain',
+    program: { crate: 'towline-nvme', example: 'vm_layout' },
+    args: '/towline/checkout/test/kernel/guest/libnvme-offsets.c',
+    smoke: true,
+    timeoutSeconds: 120,
+  },
 ];
