@@ -43,7 +43,6 @@ pub(super) fn serve(shared: &Shared, listener: &OwnedFd, socket: OwnedFd) -> End
         queue.close();
         ended
     });
-    *shared.current() = None;
     function.detach();
     interrupts.unwire();
     memory.unmap_all();

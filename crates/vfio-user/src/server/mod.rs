@@ -245,6 +245,8 @@ fn serve(shared: &Shared, listener: &OwnedFd) {
                 shared.clients.fetch_add(1, Ordering::Relaxed);
                 let ended = connection::serve(shared, listener, socket);
                 shared.note(&ended);
+                // Last: who sees that the client is gone finds everything settled.
+                *shared.current() = None;
             }
             Err(ended) => {
                 shared.note(&ended);
