@@ -93,6 +93,18 @@ test('a part that can not be read is told and leaves the others', async (t) => {
   );
 });
 
+test('a kernel without devlink is no problem, and told', async (t) => {
+  const reader = host();
+  const absent = async (): Promise<never> => {
+    throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', 'no devlink');
+  };
+  const tree = await discover({
+    reader: Object.assign(Object.create(reader) as typeof reader, { devlinkDevices: absent, devlinkPorts: absent }),
+  });
+  t.deepEqual([tree.problems, tree.kernel.devlink], [[], false]);
+  t.true((await discover({ reader })).kernel.devlink);
+});
+
 test('a fired signal ends it', async (t) => {
   await t.throwsAsync(discover({ reader: host(), signal: AbortSignal.abort() }), { name: 'AbortError' });
 });

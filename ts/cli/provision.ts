@@ -1,6 +1,7 @@
 import { buildCommand } from '@stricli/core';
 import { exposureNames, functionKinds, type ExposureName, type FunctionKind } from '../function/types.js';
 import { clientFlags, given, runClient, type ClientFlags, type CliContext } from './context.js';
+import { socketPathOf, vfioUserFlag } from './expose.js';
 import { showFunction } from './show.js';
 import { parseCount, parseOnOff, parseText } from './values.js';
 
@@ -16,6 +17,7 @@ interface Flags extends ClientFlags {
   readonly name?: string | undefined;
   readonly type?: string | undefined;
   readonly guest?: string | undefined;
+  readonly vfioUser?: string | undefined;
 }
 
 /** Flags that `configure` has as well. */
@@ -62,6 +64,7 @@ export const provision = buildCommand({
     flags: {
       ...clientFlags,
       ...resourceFlags,
+      ...vfioUserFlag,
       kind: { kind: 'enum', values: functionKinds, brief: 'What to provision' },
       expose: { kind: 'enum', values: exposureNames, brief: 'How to make it visible (default: none)', optional: true },
       uuid: {
@@ -103,7 +106,11 @@ export const provision = buildCommand({
     return runClient(this, flags, async (client, { out, signal }) => {
       const { kind, uuid, name, queues, vectors, namespace, migration, expose, type, guest, hwAddress } = flags;
       const spec = { kind, uuid, name, queues, vectors, namespaces: namespace, migration, expose, type, hwAddress };
-      const fn = await client.call('provision', { spec, ...given({ controlling, guest }) }, { signal });
+      const fn = await client.call(
+        'provision',
+        { spec, ...given({ controlling, guest }), ...socketPathOf(flags.vfioUser) },
+        { signal },
+      );
       showFunction(out, 'provisioned', fn);
     });
   },

@@ -10,6 +10,7 @@ import type { BaseFunction } from '../function/controlled.js';
 import { checkConfig, checkSpec } from '../function/spec.js';
 import type {
   ControlledFunction,
+  ExposeOptions,
   ExposureName,
   FunctionConfig,
   FunctionIdentity,
@@ -141,7 +142,7 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
     });
   }
 
-  async expose(fn: ControlledFunction, exposure: ExposureName, options: WaitOptions = {}): Promise<void> {
+  async expose(fn: ControlledFunction, exposure: ExposureName, options: ExposeOptions = {}): Promise<void> {
     const own = this.own(fn);
     await this.exclusive(options, async () => {
       if (own.exposure === exposure) return;

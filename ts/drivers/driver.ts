@@ -5,6 +5,7 @@
 import type { WaitOptions } from '../abort.js';
 import type {
   ControlledFunction,
+  ExposeOptions,
   ExposureName,
   FunctionConfig,
   FunctionKind,
@@ -74,7 +75,7 @@ export interface ControllingFunction {
   /** Enables live migration: state `migration-enabled`. */
   enableMigration(fn: ControlledFunction, options?: WaitOptions): Promise<void>;
   /** Makes it visible: state `exposed`. `none` hides it again. */
-  expose(fn: ControlledFunction, exposure: ExposureName, options?: WaitOptions): Promise<void>;
+  expose(fn: ControlledFunction, exposure: ExposureName, options?: ExposeOptions): Promise<void>;
   /** Undoes all of it: state `released`. Idempotent. */
   release(fn: ControlledFunction, options?: WaitOptions): Promise<void>;
   /** Every reason why this controlling function can't migrate anything; empty where it can. */

@@ -3,7 +3,7 @@
  */
 import type { WaitOptions } from '../abort.js';
 import { TowlineError } from '../errors.js';
-import type { ControlledFunction, ExposureName } from '../function/types.js';
+import type { ControlledFunction, ExposeOptions, ExposureName } from '../function/types.js';
 import { kernelExposure } from './kernel.js';
 import { noExposure } from './none.js';
 import { vfioExposure } from './vfio.js';
@@ -24,7 +24,7 @@ export interface Exposure {
   /** Why it can't be used here, or for `fn`; `undefined` where it can, as far as that is known without trying. */
   refusal(fn?: ControlledFunction): string | undefined;
   /** Makes the function visible, whole or not at all. */
-  show(fn: ControlledFunction, options?: WaitOptions): Promise<void>;
+  show(fn: ControlledFunction, options?: ExposeOptions): Promise<void>;
   /** Hides it again. Idempotent. */
   hide(fn: ControlledFunction, options?: WaitOptions): Promise<void>;
 }

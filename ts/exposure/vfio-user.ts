@@ -1,8 +1,8 @@
-import { refusingExposure } from './refuse.js';
+import { exposureByDriver } from './by-driver.js';
 
-/** A vfio-user socket. Not in this release. */
-export const vfioUserExposure = refusingExposure(
+/** A vfio-user socket: a VMM that connects there has the function, and gives it its guest memory. */
+export const vfioUserExposure = exposureByDriver(
   'vfio-user',
   { configSpace: 'exposure', interrupts: 'exposure' },
-  'the vfio-user server is not implemented yet',
+  'only functions of an embedded subsystem are served on a vfio-user socket: a device of this host goes to a VMM by exposure vfio',
 );

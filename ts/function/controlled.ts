@@ -13,6 +13,7 @@ import { checkLifecycleArc } from './lifecycle.js';
 import { checkUuid } from './spec.js';
 import type {
   ControlledFunction,
+  ExposeOptions,
   ExposureName,
   FunctionConfig,
   FunctionDescriptor,
@@ -137,7 +138,7 @@ export abstract class BaseFunction implements ControlledFunction {
     return this.#controlling.configure(this, config, options);
   }
 
-  expose(exposure: ExposureName, options?: WaitOptions): Promise<void> {
+  expose(exposure: ExposureName, options?: ExposeOptions): Promise<void> {
     return this.#controlling.expose(this, exposure, options);
   }
 

@@ -13,6 +13,7 @@ export {
   exposureNames,
   functionKinds,
   type ControlledFunction,
+  type ExposeOptions,
   type ExposureName,
   type Fact,
   type FactRule,

@@ -167,10 +167,16 @@ export interface FunctionLocation {
   readonly address: string;
 }
 
+/** Options of making a function visible. */
+export interface ExposeOptions extends WaitOptions {
+  /** Path of the UNIX socket that `vfio-user` serves on; nothing may be there. */
+  socketPath?: string | undefined;
+}
+
 /** How one exposure shows and hides one function. The driver that made the function knows. */
 export interface Visibility {
   /** Makes it visible, whole or not at all; nothing where it is. */
-  show(options?: WaitOptions): Promise<void>;
+  show(options?: ExposeOptions): Promise<void>;
   /** Hides it again. Idempotent. */
   hide(options?: WaitOptions): Promise<void>;
 }
@@ -190,7 +196,7 @@ export interface ControlledFunction extends MigratableFunction {
   /** Gives it other resources; only before it is exposed. */
   configure(config: FunctionConfig, options?: WaitOptions): Promise<void>;
   /** Makes it visible, or hides it again by `none`. */
-  expose(exposure: ExposureName, options?: WaitOptions): Promise<void>;
+  expose(exposure: ExposureName, options?: ExposeOptions): Promise<void>;
   /** Migrates it, and the guest memory in `options`, to where `options.to` says. As `migrate(fn, options)`. */
   migrate(options: MigrateOptions): Migration;
   /** Gives it back to the controlling function. Idempotent. */

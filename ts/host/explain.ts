@@ -15,6 +15,7 @@ import { mdevHostFunction, NVME_CLASS, pciHostFunction, portHostFunction, type H
 import { sameDriver } from './variants.js';
 import {
   dirtyLimit,
+  failedReasons,
   groupReasons,
   inUseReasons,
   kernelReasons,
@@ -198,6 +199,7 @@ async function explainPci(
     ...(nvme?.reasons ?? []),
     ...way.reasons,
     ...portReasons(shown.port),
+    ...failedReasons(fn.address, fn.vfioState),
     ...inUse,
   ];
   return { function: shown, can, reasons, limits, quirks };
@@ -221,7 +223,12 @@ async function explainMdev(
   return {
     function: mdevHostFunction(device),
     can,
-    reasons: [...kernelReasons(kernel, false), ...way.reasons, ...inUseReasons(name, openers)],
+    reasons: [
+      ...kernelReasons(kernel, false),
+      ...way.reasons,
+      ...failedReasons(name, device.vfioState),
+      ...inUseReasons(name, openers),
+    ],
     limits: [...(dirty === null ? [] : [dirty]), ...debugfsLimit(way, kernel.vfioDebugfs)],
     quirks: quirksOf({ driver: device.driver }),
   };

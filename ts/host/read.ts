@@ -41,6 +41,8 @@ export interface HostProblem {
 /** Everything as it was read. */
 export interface HostFacts {
   readonly kernel: HostKernel;
+  /** The kernel has devlink. */
+  readonly hasDevlink: boolean;
   /** Every PCI function: who shares an IOMMU group can't be told from less. */
   readonly pci: readonly PciFunction[];
   readonly mdev: readonly MdevParent[];
@@ -81,12 +83,19 @@ export async function readHost(options: ReadOptions = {}): Promise<HostFacts> {
   throwIfAborted(options.signal);
   const reader = hostReader(options);
   const problems: HostProblem[] = [];
+  let hasDevlink = true;
   const part = async <T>(name: HostProblem['part'], call: () => Promise<T>, empty: T): Promise<T> => {
     try {
       return await native(call);
     } catch (error) {
+      const fault = unwrapFault(error);
+      // A kernel without devlink has no ports: nothing is missing in what is told.
+      if (name === 'devlink' && fault.code === 'ERR_TOWLINE_UNSUPPORTED') {
+        hasDevlink = false;
+        return empty;
+      }
       // Both questions about devlink fail for one reason.
-      if (!problems.some((p) => p.part === name)) problems.push({ part: name, error: unwrapFault(error).toJSON() });
+      if (!problems.some((p) => p.part === name)) problems.push({ part: name, error: fault.toJSON() });
       return empty;
     }
   };
@@ -98,5 +107,5 @@ export async function readHost(options: ReadOptions = {}): Promise<HostFacts> {
     part('devlink', () => reader.devlinkPorts(), []),
   ]);
   throwIfAborted(options.signal);
-  return { kernel, pci, mdev, devlink, ports, problems };
+  return { kernel, hasDevlink, pci, mdev, devlink, ports, problems };
 }

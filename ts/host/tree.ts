@@ -2,7 +2,7 @@
  * The controlling functions of a host with the functions that they control, as a tree.
  */
 import type { FunctionKind } from '../function/types.js';
-import type { DevlinkPort, HostKernel, MdevParent, PciFunction } from '../drivers/host/port.js';
+import type { DevlinkPort, MdevParent, PciFunction } from '../drivers/host/port.js';
 import { describePci } from './names.js';
 import { readHost, type HostFacts, type HostOptions, type HostProblem, type ReadOptions } from './read.js';
 import { sameDriver, variantOf } from './variants.js';
@@ -83,6 +83,8 @@ export interface HostKernelInfo {
   /** `/dev/iommu` */
   readonly iommufd: boolean;
   readonly mdev: boolean;
+  /** Devlink over generic netlink. */
+  readonly devlink: boolean;
   /** The kernel's debugfs of VFIO is there and may be read. */
   readonly vfioDebugfs: boolean;
 }
@@ -197,9 +199,9 @@ export function portHostFunction(port: DevlinkPort): HostFunction {
 
 const FUNCTION_PORTS: ReadonlySet<DevlinkPort['flavour']> = new Set(['pci-pf', 'pci-vf', 'pci-sf']);
 
-function kernelInfo(kernel: HostKernel): HostKernelInfo {
+function kernelInfo({ kernel, hasDevlink: devlink }: HostFacts): HostKernelInfo {
   const { release, iommu, container, cdev, iommufd, mdev, vfioDebugfs } = kernel;
-  return { release, iommu, container, cdev, iommufd, mdev, vfioDebugfs };
+  return { release, iommu, container, cdev, iommufd, mdev, devlink, vfioDebugfs };
 }
 
 /** Ascending, with numbers in them by their value. */
@@ -304,7 +306,7 @@ export function hostTree(facts: HostFacts): HostTree {
     .filter((fn) => !shown.has(fn.address) && !controllers.has(fn.address) && onVfio(fn.driver, fn.vfioDevice))
     .map((fn) => show(pciHostFunction(facts, fn)));
   return {
-    kernel: kernelInfo(facts.kernel),
+    kernel: kernelInfo(facts),
     controlling: controlling.sort(byAddress),
     others: others.sort(byAddress),
     problems: facts.problems,

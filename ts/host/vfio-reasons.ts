@@ -9,6 +9,9 @@ import type { DebugfsFeatures, IommuTracking, Opener } from './evidence.js';
 import type { HostFacts } from './read.js';
 import { aliasedModule, refusesPf, sameDriver, variantFor, variantOf, type VariantDriver } from './variants.js';
 
+/** What is looked at of a host. */
+export type PciFacts = Pick<HostFacts, 'kernel' | 'pci'>;
+
 const identity = (fn: PciFunction): string => `${hex(fn.vendor)}:${hex(fn.device)}`;
 
 /** What the kernel lacks. `iommu`: whether the function needs one; mediated devices do not. */
@@ -35,7 +38,7 @@ export function kernelReasons(kernel: HostKernel, iommu: boolean): Reason[] {
 const HARMLESS = ['vfio-pci', 'pcieport', 'shpchp', 'pci-stub'];
 
 /** What is the matter with its IOMMU group. */
-export function groupReasons(facts: HostFacts, fn: PciFunction): Reason[] {
+export function groupReasons(facts: PciFacts, fn: PciFunction): Reason[] {
   if (!facts.kernel.iommu) return [];
   if (fn.iommuGroup === null) {
     return [
@@ -126,6 +129,15 @@ function bound(
         };
     return { ...NO_WAY, reasons: [reason] };
   }
+  if (variant === undefined && state !== null) {
+    // The state is shown only of what migrates (drivers/vfio/debugfs.c); which arcs it has besides is not told.
+    return {
+      states: { stopCopy: true, p2p: false, preCopy: false },
+      dirtyLog: 'unknown',
+      evidence: "this kernel's debugfs, which shows a migration state",
+      reasons: [],
+    };
+  }
   if (variant === undefined)
     return { ...NO_WAY, evidence: 'nothing: this kernel does not tell, and the driver is not known', reasons: [] };
   return {
@@ -137,7 +149,7 @@ function bound(
 }
 
 /** By which driver a PCI function is migrated over VFIO. */
-export function pciWay(facts: HostFacts, fn: PciFunction, features: DebugfsFeatures | undefined): VfioWay {
+export function pciWay(facts: PciFacts, fn: PciFunction, features: DebugfsFeatures | undefined): VfioWay {
   const { kernel } = facts;
   const known = variantFor(fn);
   const named = aliasedModule(fn.modalias, kernel.vfioAliases);
@@ -229,6 +241,18 @@ export function inUseReasons(name: string, openers: readonly Opener[]): Reason[]
       code: 'in-use',
       message: `${name} is open in process ${who}: a VFIO device has one owner`,
       mend: 'let that process migrate it (a MigrationSession, or openVfio with its descriptor), or stop it',
+    },
+  ];
+}
+
+/** That it failed, by the kernel's debugfs. */
+export function failedReasons(name: string, state: string | null): Reason[] {
+  if (state !== 'ERROR') return [];
+  return [
+    {
+      code: 'function-failed',
+      message: `${name} is in the migration state ERROR`,
+      mend: 'reset it: its owner by VFIO_DEVICE_RESET, or echo 1 > /sys/bus/pci/devices/ADDRESS/reset',
     },
   ];
 }

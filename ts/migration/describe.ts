@@ -1,3 +1,4 @@
+import type { WaitOptions } from '../abort.js';
 import { TowlineError } from '../errors.js';
 import type { FunctionDescriptor, MigratableFunction } from '../function/types.js';
 import type { OfferedFunction } from './offer.js';
@@ -14,6 +15,11 @@ export async function refuseUnmigratable(functions: readonly MigratableFunction[
       details: { reasons: [first, ...more] },
     });
   }
+}
+
+/** Opens what has a single owner: before the channels and dirty sources of the functions are taken. */
+export async function openAll(functions: readonly MigratableFunction[], options?: WaitOptions): Promise<void> {
+  for (const fn of functions) await fn.open?.(options);
 }
 
 /** What the driver tells of a function, and what its state bytes are, where its channel knows. */

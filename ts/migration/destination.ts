@@ -3,7 +3,7 @@ import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import { binding } from '../native/api.js';
 import type { NativeDestinationSession } from '../native/binding.js';
-import { describeAll } from './describe.js';
+import { describeAll, openAll } from './describe.js';
 import { faultsJson } from './faults.js';
 import { socketLink, type OpenLink } from './link.js';
 import { Migration } from './migration.js';
@@ -92,6 +92,7 @@ class DestinationMigration {
     let parts: SessionParts | undefined;
     try {
       throwIfAborted(this.options.signal);
+      await openAll(this.functions, { signal: this.options.signal });
       for await (const link of this.#links()) {
         this.#started = performance.now();
         parts = new SessionParts({

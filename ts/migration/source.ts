@@ -4,7 +4,7 @@ import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import { binding } from '../native/api.js';
 import type { NativeSourceSession } from '../native/binding.js';
-import { describeAll, refuseUnmigratable } from './describe.js';
+import { describeAll, openAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
 import { faultsJson } from './faults.js';
 import { Forecaster } from './forecast.js';
@@ -79,6 +79,7 @@ class SourceMigration {
     try {
       throwIfAborted(this.options.signal);
       await refuseUnmigratable(this.functions);
+      await openAll(this.functions, { signal: this.options.signal });
       link = await this.#link();
       parts = new SessionParts({
         functions: this.functions,

@@ -5,7 +5,7 @@ import { EmbeddedControllingFunction, EmbeddedDriver, type EmbeddedOptions } fro
 import type { ControllingFunction } from '../drivers/driver.js';
 import { TowlineError } from '../errors.js';
 import { provisionFunction } from '../function/lifecycle.js';
-import type { ControlledFunction, FunctionSpec, Reason } from '../function/types.js';
+import type { ControlledFunction, ExposeOptions, ExposureName, FunctionSpec, Reason } from '../function/types.js';
 import type { WaitOptions } from '../abort.js';
 import { inDoubtReason } from '../migration/doubt.js';
 import { Journal } from '../migration/journal.js';
@@ -31,6 +31,8 @@ export interface HostOptions {
 export interface HostProvisionOptions extends WaitOptions {
   /** Functions of one guest have one memory, and can be migrated together. Left out: a guest of its own. */
   guest?: string | undefined;
+  /** See `ExposeOptions`. */
+  socketPath?: string | undefined;
 }
 
 /** A function, where it came from, and its memory. */
@@ -140,7 +142,7 @@ export class Host {
   async provision(
     address: string | undefined,
     spec: FunctionSpec,
-    { guest, ...options }: HostProvisionOptions,
+    { guest, socketPath, ...options }: HostProvisionOptions,
   ): Promise<HeldFunction> {
     const controlling = this.findControlling(address);
     const { expose = 'none', ...rest } = spec;
@@ -150,12 +152,30 @@ export class Host {
     try {
       memory = await this.#giveMemory(fn, controlling, guest);
       // Nobody sees it before it is complete, and memory belongs to that.
-      if (expose !== 'none') await controlling.expose(fn, expose, options);
-      return { fn, controlling, memory };
+      const held = { fn, controlling, memory };
+      if (expose !== 'none') await this.expose(held, expose, { ...options, socketPath });
+      return held;
     } catch (error) {
       // The caller is told why it failed; what can't be undone on top of that is in the function's own state.
       await this.release({ fn, controlling, memory }).catch(() => undefined);
       throw error;
+    }
+  }
+
+  /**
+   * Makes a function visible, or hides it. On a vfio-user socket its guest memory is the client's, in place of what this process gave it;
+   * afterwards it has that again.
+   */
+  async expose(
+    { fn, controlling, memory }: HeldFunction,
+    exposure: ExposureName,
+    options: ExposeOptions,
+  ): Promise<void> {
+    const lost = exposure === 'vfio-user' || fn.exposure === 'vfio-user';
+    try {
+      await controlling.expose(fn, exposure, options);
+    } finally {
+      if (lost && memory !== undefined && fn.exposure !== 'vfio-user') await controlling.attachMemory?.(fn, memory);
     }
   }
 

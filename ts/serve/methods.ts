@@ -115,6 +115,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
       await host.provision(params.optionalText('controlling', 256), readSpec(params.nested('spec')), {
         signal,
         guest: params.optionalText('guest', 64),
+        socketPath: params.optionalText('socketPath'),
       }),
     ),
 
@@ -154,7 +155,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
     const held = await host.find(params.text('function', 256));
     const exposure = params.choice('exposure', exposureNames);
     return host.exclusively([held], REFUSED, async () => {
-      await held.controlling.expose(held.fn, exposure, { signal });
+      await host.expose(held, exposure, { signal, socketPath: params.optionalText('socketPath') });
       return host.info(held);
     });
   },

@@ -79,7 +79,7 @@ export interface Methods {
     event: never;
   };
   provision: {
-    params: { controlling?: string; guest?: string; spec: FunctionSpec };
+    params: { controlling?: string; guest?: string; socketPath?: string; spec: FunctionSpec };
     result: FunctionInfo;
     event: never;
   };

@@ -1,8 +1,11 @@
 /**
  * The surroundings of the embedded controlling function: where a real one has sysfs and ioctls, this one has the model.
  */
-import { native, nativeSync } from '../../errors.js';
+import { resolve } from 'node:path';
+import { native, nativeSync, TowlineError } from '../../errors.js';
+import type { ExposureName, ExposeOptions, Reason, Visibility } from '../../function/types.js';
 import type { EmbeddedController, NativeSubsystem } from '../../native/binding.js';
+import type { NativeVfioUserServer } from '../../native/host-binding.js';
 import { NativeNvmeAdmin } from '../nvme/admin.js';
 import type { NvmeBackend, NvmeControllerInfo } from '../nvme/backend.js';
 
@@ -13,6 +16,7 @@ export class EmbeddedBackend implements NvmeBackend {
   readonly limits: { readonly vf: number; readonly siov: number };
   readonly #subsystem: NativeSubsystem;
   readonly #closed: () => Promise<void>;
+  readonly #servers = new Map<number, { server: NativeVfioUserServer; path: string }>();
   #vfs = false;
 
   constructor(
@@ -61,7 +65,50 @@ export class EmbeddedBackend implements NvmeBackend {
     return native(() => this.#subsystem.flr(cntlid));
   }
 
+  /** Its socket is the only way for others to see a function of a subsystem in this process. */
+  visibility(cntlid: number): Readonly<Partial<Record<ExposureName, Visibility | string>>> {
+    let last: string | undefined;
+    return {
+      'vfio-user': {
+        show: async ({ socketPath = last }: ExposeOptions = {}) => {
+          if (this.#servers.has(cntlid)) return;
+          if (socketPath === undefined) {
+            throw new TowlineError(
+              'ERR_TOWLINE_INVALID_ARGUMENT',
+              'exposure vfio-user needs the path of a socket: socketPath, or --vfio-user PATH',
+            );
+          }
+          const path = resolve(socketPath);
+          const server = await native(() => this.#subsystem.exposeVfioUser(cntlid, path, {}));
+          this.#servers.set(cntlid, { server, path });
+          last = path;
+        },
+        hide: async () => {
+          const served = this.#servers.get(cntlid);
+          if (served === undefined) return;
+          await native(() => served.server.close());
+          this.#servers.delete(cntlid);
+        },
+      },
+    };
+  }
+
+  /** What of a function on a socket keeps it from being migrated. */
+  async explain(cntlid: number): Promise<readonly Reason[]> {
+    const served = this.#servers.get(cntlid);
+    if (served === undefined) return [];
+    return [
+      {
+        code: 'exposure-not-transferable',
+        message: `the function is on the vfio-user socket ${served.path}, whose connection and guest memory can't be passed on yet`,
+        mend: 'hide it (expose none), and expose it again where it went to',
+      },
+    ];
+  }
+
   async close(): Promise<void> {
+    for (const { server } of this.#servers.values()) await native(() => server.close()).catch(() => undefined);
+    this.#servers.clear();
     this.admin.close();
     await this.#closed();
   }
