@@ -109,7 +109,6 @@ fn tests(tap: &mut Tap) {
     tap.test(
         "functions of ports that can't be configured: EOPNOTSUPP, in the kernel's words, as the tool says",
         || {
-            let words = ["Port doesn't support", "function attribute"];
             let vf = 128;
             let changes = [
                 (
@@ -123,7 +122,7 @@ fn tests(tap: &mut Tap) {
             ];
             for (name, change, value) in changes {
                 let theirs = refused("devlink", &["port", "function", "set", &format!("{DEVICE}/{vf}"), name, value]);
-                assert!(words.iter().all(|w| theirs.contains(w)) && theirs.contains("not supported"), "{theirs}");
+                assert!(theirs.starts_with("Error: ") && theirs.contains("not supported"), "{theirs}");
                 let error = devlink.set_port(&handle(), vf, &change).unwrap_err();
                 told(
                     &error,

@@ -92,7 +92,7 @@ fn size(bytes: u64) -> String {
     let units = ["", "K", "M", "G", "T"];
     let mut value = bytes;
     let mut unit = 0;
-    while value % 1024 == 0 && value > 0 && unit < 4 {
+    while value.is_multiple_of(1024) && value > 0 && unit < 4 {
         value /= 1024;
         unit += 1;
     }
