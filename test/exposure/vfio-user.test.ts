@@ -8,6 +8,7 @@ import { native, nativeSync, type TowlineError } from '#towline/errors.js';
 import { provisionFunction } from '#towline/function/lifecycle.js';
 import { functionKinds } from '#towline/function/types.js';
 import { GuestMemory } from '#towline/migration/memory.js';
+import { Host } from '#towline/serve/host.js';
 import { GET_INFO, RESET, VfioUserClient } from '../support/vfio-user-client.js';
 
 const BAR0 = 0;
@@ -103,11 +104,14 @@ test('what is in the way is told, and the function stays as it was', async (t) =
   writeFileSync(socket('file'), 'mine');
   await t.throwsAsync(two.expose('vfio-user', { socketPath: socket('file') }), code('ERR_TOWLINE_EXISTS'));
   const missing = join(socket('no-directory'), 'socket');
-  await t.throwsAsync(two.expose('vfio-user', { socketPath: missing }), { code: 'ERR_TOWLINE_SYSTEM', message: /ENOENT|No such file/ });
+  await t.throwsAsync(two.expose('vfio-user', { socketPath: missing }), {
+    code: 'ERR_TOWLINE_SYSTEM',
+    message: /ENOENT|No such file/,
+  });
   await t.throwsAsync(two.expose('vfio-user', { socketPath: socket('x'.repeat(200)) }), code('ERR_TOWLINE_SYSTEM'));
   t.like(two, { state: 'migration-enabled', exposure: 'none' });
   await two.expose('vfio-user', { socketPath: socket('two') });
-  t.is((await VfioUserClient.connect(socket('one')).then((c) => c.read32(BAR0, 8))), 0x20100);
+  t.is(await VfioUserClient.connect(socket('one')).then((c) => c.read32(BAR0, 8)), 0x20100);
 });
 
 test('while a client has a function, nobody else gives it memory', async (t) => {
@@ -129,14 +133,23 @@ test('while a client has a function, nobody else gives it memory', async (t) => 
 test('the controlling function itself: its admin queue is the guest’s then', async (t) => {
   const { controlling, socket } = await place(t);
   const subsystem = controlling[kSubsystem];
-  const pf = controlling.modelControllers().find((c) => c.controlling);
-  t.truthy(pf);
-  const server = await native(() => subsystem.exposeVfioUser(pf!.cntlid, socket('pf'), {}));
-  await t.throwsAsync(controlling.capacity().then(() => controlling.list()), code('ERR_TOWLINE_GONE'));
+  const [pf] = controlling.modelControllers();
+  t.true(pf?.controlling);
+  const server = await native(() => subsystem.exposeVfioUser(pf?.cntlid ?? 0, socket('pf'), {}));
+  await t.throwsAsync(
+    controlling.capacity().then(() => controlling.list()),
+    code('ERR_TOWLINE_GONE'),
+  );
   t.throws(() => nativeSync(() => subsystem.admin()), code('ERR_TOWLINE_GONE'));
   const client = await VfioUserClient.connect(socket('pf'));
   t.is((await client.read32(CONFIG, 8)) >>> 8, NVME);
-  t.like(JSON.parse(server.status()), { path: socket('pf'), connected: true, clients: 1, dmaRegions: 0, lastError: null });
+  t.like(JSON.parse(server.status()), {
+    path: socket('pf'),
+    connected: true,
+    clients: 1,
+    dmaRegions: 0,
+    lastError: null,
+  });
   t.deepEqual(server.memory()?.ranges(), []);
   await native(() => server.close());
   await native(() => server.close());
@@ -149,7 +162,7 @@ test('the controlling function itself: its admin queue is the guest’s then', a
 test('a BAR filter stands before the guest; doorbells that are mapped are refused', async (t) => {
   const { controlling, socket } = await place(t);
   const subsystem = controlling[kSubsystem];
-  const cntlid = controlling.modelControllers().find((c) => c.kind === 'pf' && !c.controlling)!.cntlid;
+  const [, { cntlid } = { cntlid: 0 }] = controlling.modelControllers();
   const filter = (bytes: bigint): Uint8Array =>
     barPolicy(bytes).deny('version', 8n, 4n, 'zeros', 'read').compile().toBytes();
   const expose = (options: object) => native(() => subsystem.exposeVfioUser(cntlid, socket('pf'), options));
@@ -166,4 +179,26 @@ test('a BAR filter stands before the guest; doorbells that are mapped are refuse
   // Without the filter it is there.
   await expose({});
   t.is(await (await VfioUserClient.connect(socket('pf'))).read32(BAR0, 8), 0x20100);
+});
+
+test('a serving process makes the socket where none is named, and gives the function its own memory again', async (t) => {
+  const directory = mkdtempSync(join(tmpdir(), 'towline-vu-'));
+  t.teardown(() => rmSync(directory, { recursive: true }));
+  const journal = join(directory, 'journal');
+  const host = await Host.open({ embedded: [{ name: 'one' }], journal, memoryBytes: 1n << 20n });
+  t.teardown(() => host.close());
+  const held = await host.provision(undefined, { kind: 'siov', queues: 2, vectors: 3, expose: 'vfio-user' }, {});
+  const path = join(directory, 'vfio-user', `${held.fn.uuid}.sock`);
+  t.like(host.info(held), { exposure: 'vfio-user', socket: path, state: 'exposed' });
+  t.is(statSync(join(directory, 'vfio-user')).mode & 0o777, 0o700);
+  const client = await VfioUserClient.connect(path);
+  t.is(await client.read32(BAR0, 8), 0x20100);
+  await host.expose(held, 'none', {});
+  await client.gone;
+  t.like(host.info(held), { exposure: 'none', socket: null, state: 'migration-enabled' });
+  t.deepEqual(await host.explain(held, {}), []);
+  await host.expose(held, 'vfio-user', { socketPath: join(directory, 'named') });
+  t.like(host.info(held), { socket: join(directory, 'named') });
+  await host.release(held);
+  t.false(existsSync(join(directory, 'named')));
 });

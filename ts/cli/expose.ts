@@ -15,7 +15,7 @@ export const vfioUserFlag = {
   vfioUser: {
     kind: 'parsed',
     parse: parseText,
-    brief: 'Socket of exposure vfio-user; nothing may be there yet',
+    brief: 'Socket of exposure vfio-user; nothing may be there yet (default: vfio-user/UUID.sock beside the journal)',
     optional: true,
     placeholder: 'path',
   },

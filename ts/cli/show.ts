@@ -33,7 +33,9 @@ export function showFunctions(out: Output, functions: readonly FunctionInfo[]): 
 /** One function in a line, with the value for programs. */
 export function showFunction(out: Output, what: string, fn: FunctionInfo): void {
   out.value(fn);
-  out.line(`${what} ${fn.name} (${fn.kind}, ${fn.uuid}): ${fn.state}, exposure ${fn.exposure}`);
+  out.line(
+    `${what} ${fn.name} (${fn.kind}, ${fn.uuid}): ${fn.state}, exposure ${fn.exposure}${fn.socket === null ? '' : ` on ${fn.socket}`}`,
+  );
 }
 
 /** Reasons, each with its mend. */

@@ -1,6 +1,7 @@
 /**
  * What a serving process holds: its controlling functions, their functions, the guest memory of each, and the journal.
  */
+import { dirname, join, resolve } from 'node:path';
 import { EmbeddedControllingFunction, EmbeddedDriver, type EmbeddedOptions } from '../drivers/embedded.js';
 import type { ControllingFunction } from '../drivers/driver.js';
 import { TowlineError } from '../errors.js';
@@ -13,6 +14,7 @@ import { GuestMemory } from '../migration/memory.js';
 import { parseRates } from '../rehearsal/rule.js';
 import { controllingName } from './drivers.js';
 import type { ControllingInfo, FunctionInfo, RehearsalInfo } from './protocol.js';
+import { checkSocketDirectory } from './paths.js';
 import { Rehearsal } from './rehearsal.js';
 
 /** Options of {@link Host.open}. */
@@ -50,13 +52,17 @@ export class Host {
   readonly #memories = new Map<ControlledFunction, GuestMemory>();
   readonly #guests = new Map<string, GuestMemory>();
   readonly #busy = new Set<ControlledFunction>();
+  /** Where sockets are made that nobody named. */
+  readonly #socketDirectory: string;
+  readonly #sockets = new Map<ControlledFunction, string>();
   readonly #rehearsals = new Map<ControllingFunction, Rehearsal>();
   #closing: Promise<void> | undefined;
 
-  private constructor(controlling: readonly ControllingFunction[], journal: Journal, memoryBytes: bigint) {
+  private constructor(controlling: readonly ControllingFunction[], journal: Journal, options: HostOptions) {
     this.controlling = controlling;
     this.journal = journal;
-    this.#memoryBytes = memoryBytes;
+    this.#memoryBytes = options.memoryBytes;
+    this.#socketDirectory = join(dirname(resolve(options.journal)), 'vfio-user');
     for (const c of controlling)
       if (c instanceof EmbeddedControllingFunction) this.#rehearsals.set(c, new Rehearsal(c));
   }
@@ -69,7 +75,7 @@ export class Host {
       const driver = new EmbeddedDriver(options.embedded);
       for (const { address } of await driver.discover()) opened.push(await driver.open(address));
       opened.push(...((await options.controlling?.()) ?? []));
-      return new Host(opened, journal, options.memoryBytes);
+      return new Host(opened, journal, options);
     } catch (error) {
       for (const controlling of opened.reverse()) await controlling.close();
       journal.close();
@@ -164,7 +170,7 @@ export class Host {
 
   /**
    * Makes a function visible, or hides it. On a vfio-user socket its guest memory is the client's, in place of what this process gave it;
-   * afterwards it has that again.
+   * afterwards it has that again. A socket that is not named is `vfio-user/UUID.sock` beside the journal.
    */
   async expose(
     { fn, controlling, memory }: HeldFunction,
@@ -173,7 +179,15 @@ export class Host {
   ): Promise<void> {
     const lost = exposure === 'vfio-user' || fn.exposure === 'vfio-user';
     try {
-      await controlling.expose(fn, exposure, options);
+      if (exposure === 'vfio-user' && fn.exposure !== 'vfio-user') {
+        const socketPath = options.socketPath ?? join(this.#socketDirectory, `${fn.uuid}.sock`);
+        if (options.socketPath === undefined) await checkSocketDirectory(socketPath);
+        await controlling.expose(fn, exposure, { ...options, socketPath });
+        this.#sockets.set(fn, socketPath);
+      } else {
+        await controlling.expose(fn, exposure, options);
+        if (fn.exposure !== 'vfio-user') this.#sockets.delete(fn);
+      }
     } finally {
       if (lost && memory !== undefined && fn.exposure !== 'vfio-user') await controlling.attachMemory?.(fn, memory);
     }
@@ -215,6 +229,7 @@ export class Host {
       });
     }
     await fn.release();
+    this.#sockets.delete(fn);
     this.#rehearsals.get(controlling)?.remove(fn);
     this.#takeMemory(fn, memory);
   }
@@ -312,6 +327,7 @@ export class Host {
       migration: fn.spec.migration ?? false,
       type: fn.spec.type ?? null,
       memoryBytes: bytes.toString(),
+      socket: this.#sockets.get(fn) ?? null,
       inDoubt: this.doubtOf(fn) ?? null,
     };
   }

@@ -47,6 +47,8 @@ export interface FunctionInfo {
   type: string | null;
   /** Bytes of guest memory that this process gave it; decimal. `0`: none. */
   memoryBytes: string;
+  /** The vfio-user socket that it is on; `null`: none. */
+  socket: string | null;
   /** The session that left it stopped and in doubt; `null`: none. */
   inDoubt: string | null;
 }
