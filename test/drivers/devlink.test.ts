@@ -35,7 +35,8 @@ const portOf = (host: FakeHost, index: number) => host.ports.find((p) => p.index
 
 test('it passes the kit of drivers', async (t) => {
   const driver = new DevlinkDriver({ host: switchdev() });
-  for await (const { check, outcome, why } of conformDriver({ driver, address: ADDRESS })) t.is(outcome, 'passed', `${check}: ${why}`);
+  for await (const { check, outcome, why } of conformDriver({ driver, address: ADDRESS }))
+    t.is(outcome, 'passed', `${check}: ${why}`);
 });
 
 test('a VF is migratable and has its address before anybody sees it', async (t) => {
@@ -54,7 +55,10 @@ test('a VF is migratable and has its address before anybody sees it', async (t) 
   );
   t.like(portOf(host, 1), { hwAddr: MAC, migratable: true });
   t.deepEqual(await fn.explain(), []);
-  await t.throwsAsync(fn.configure({ hwAddress: '02:00:00:00:00:02' }), { code: 'ERR_TOWLINE_STATE', message: /hide it first/ });
+  await t.throwsAsync(fn.configure({ hwAddress: '02:00:00:00:00:02' }), {
+    code: 'ERR_TOWLINE_STATE',
+    message: /hide it first/,
+  });
   await fn.release();
   t.like(portOf(host, 1), { hwAddr: '00:00:00:00:00:00', migratable: false });
   t.is(host.functions.get(VF)?.driver, null);
@@ -65,7 +69,9 @@ test('a subfunction is made, becomes visible by its state, and is deleted', asyn
   const fn = await provisionFunction(controlling, { kind: 'siov', hwAddress: MAC, migration: false, expose: 'kernel' });
   const index = host.ports[0]?.index ?? 0;
   t.like(portOf(host, index), { hwAddr: MAC, state: 'active', opstate: 'attached' });
-  await t.throwsAsync(provisionFunction(controlling, { kind: 'siov', migration: false }), { code: 'ERR_TOWLINE_NO_RESOURCES' });
+  await t.throwsAsync(provisionFunction(controlling, { kind: 'siov', migration: false }), {
+    code: 'ERR_TOWLINE_NO_RESOURCES',
+  });
   await fn.expose('none');
   t.like(portOf(host, index), { state: 'inactive' });
   await t.throwsAsync(fn.expose('vfio'), { code: 'ERR_TOWLINE_EXPOSURE', message: /no PCI function/ });
@@ -75,7 +81,10 @@ test('a subfunction is made, becomes visible by its state, and is deleted', asyn
   t.deepEqual(host.ports, []);
 });
 
-for (const spec of [vf({ expose: 'vfio' }), { kind: 'siov', hwAddress: MAC, migration: false, expose: 'kernel' } as const]) {
+for (const spec of [
+  vf({ expose: 'vfio' }),
+  { kind: 'siov', hwAddress: MAC, migration: false, expose: 'kernel' } as const,
+]) {
   test(`${spec.kind}: a failure of any call leaves nothing`, async (t) => {
     const count = await failEach(t, async () => {
       const { host, controlling } = await opened();
@@ -122,7 +131,10 @@ test('without ports of VFs the mode of the switch is named', async (t) => {
   host.devlink = [{ bus: 'pci', device: PF, mode: 'legacy' }];
   const { controlling } = await opened({}, host);
   t.regex((await controlling.explain()).at(-1)?.mend ?? '', /switchdev/);
-  await t.throwsAsync(provisionFunction(controlling, vf()), { code: 'ERR_TOWLINE_UNSUPPORTED', message: /legacy.*switchdev/ });
+  await t.throwsAsync(provisionFunction(controlling, vf()), {
+    code: 'ERR_TOWLINE_UNSUPPORTED',
+    message: /legacy.*switchdev/,
+  });
   t.is(host.functions.get(PF)?.sriov?.numVfs, 0);
 });
 
@@ -142,14 +154,18 @@ test('ports without a PCI function here have no exposure', async (t) => {
 });
 
 test('an instance that is not there is refused', async (t) => {
-  await t.throwsAsync(new DevlinkDriver({ host: switchdev() }).open('pci/0000:09:00.0'), { code: 'ERR_TOWLINE_NOT_FOUND' });
+  await t.throwsAsync(new DevlinkDriver({ host: switchdev() }).open('pci/0000:09:00.0'), {
+    code: 'ERR_TOWLINE_NOT_FOUND',
+  });
 });
 
 test('a hardware address is checked before anything is touched', async (t) => {
   const { host, controlling } = await opened();
   const calls = host.calls;
   for (const hwAddress of ['02:00', '01:00:00:00:00:01', '00:00:00:00:00:00', 'x']) {
-    await t.throwsAsync(provisionFunction(controlling, { kind: 'vf', hwAddress }), { code: 'ERR_TOWLINE_INVALID_ARGUMENT' });
+    await t.throwsAsync(provisionFunction(controlling, { kind: 'vf', hwAddress }), {
+      code: 'ERR_TOWLINE_INVALID_ARGUMENT',
+    });
   }
   t.is(host.calls, calls);
 });

@@ -20,7 +20,8 @@ test('it passes the kit of drivers, with a type to take', async (t) => {
   const host = new FakeHost();
   host.parents = [mttyParent()];
   const driver = new MdevDriver({ host, type: 'mtty-1' });
-  for await (const { check, outcome, why } of conformDriver({ driver, address: 'mtty' })) t.is(outcome, 'passed', `${check}: ${why}`);
+  for await (const { check, outcome, why } of conformDriver({ driver, address: 'mtty' }))
+    t.is(outcome, 'passed', `${check}: ${why}`);
 });
 
 test('a mediated device is made by its type and has the UUID of the function', async (t) => {

@@ -27,7 +27,9 @@ async function opened(
 
 /** What changes something, in order. */
 const changes = (host: FakeNvmeHost): string[] =>
-  host.log.filter((l) => /^(primary [vq]|reset|autoprobe|numvfs|offline|online|assign|attach|detach|override|probe|unbind)/.test(l));
+  host.log.filter((l) =>
+    /^(primary [vq]|reset|autoprobe|numvfs|offline|online|assign|attach|detach|override|probe|unbind)/.test(l),
+  );
 
 const codesOf = (reasons: readonly { code: string }[]): string[] => reasons.map((r) => r.code);
 
@@ -35,7 +37,8 @@ test('it passes the kit of drivers, with migration by the controlling function',
   const host = new FakeNvmeHost();
   host.hmlms = true;
   const driver = new NvmeDriver({ host });
-  for await (const { check, outcome, why } of conformDriver({ driver, address: PF })) t.is(outcome, 'passed', `${check}: ${why}`);
+  for await (const { check, outcome, why } of conformDriver({ driver, address: PF }))
+    t.is(outcome, 'passed', `${check}: ${why}`);
 });
 
 test('one provision does the whole sequence in its order', async (t) => {
@@ -85,14 +88,19 @@ for (const expose of ['none', 'vfio', 'kernel'] as const) {
 }
 
 /** Once the pool is sized it stays; a provision that fails after that is compared with a host that has it. */
-async function provisionOrNothing(controlling: NvmeControllingFunction, host: FakeNvmeHost, expose: ExposureName): Promise<void> {
+async function provisionOrNothing(
+  controlling: NvmeControllingFunction,
+  host: FakeNvmeHost,
+  expose: ExposureName,
+): Promise<void> {
   const sized = (): boolean => (host.functions.get(PF)?.sriov?.numVfs ?? 0) > 0;
   if (sized()) return void (await provisionFunction(controlling, spec(expose)));
   try {
     await provisionFunction(controlling, spec(expose));
   } catch (error) {
     if (sized()) {
-      for (const vf of host.secondary) if (vf.online || vf.vq > 0) throw new Error('a secondary kept something', { cause: error });
+      for (const vf of host.secondary)
+        if (vf.online || vf.vq > 0) throw new Error('a secondary kept something', { cause: error });
       await host.setNumVfs(PF, 0);
       await host.setAutoprobe(PF, true);
       host.ofPrimary = { vq: 8, vi: 4 };
@@ -144,7 +152,11 @@ test('explain says that a PF without it has no host managed live migration, and 
 
 test('without host managed live migration a variant driver migrates its VFs', async (t) => {
   const host = new FakeNvmeHost();
-  host.kernelFacts.vfioAliases.push({ pattern: 'vfio_pci:v00001B36d00000010sv*', module: 'nvme_vfio_pci', driver: null });
+  host.kernelFacts.vfioAliases.push({
+    pattern: 'vfio_pci:v00001B36d00000010sv*',
+    module: 'nvme_vfio_pci',
+    driver: null,
+  });
   host.kernelFacts.pciDrivers.push('nvme_vfio_pci');
   const { controlling } = await opened({}, host);
   const fn = await provisionFunction(controlling, { ...spec('vfio'), migration: true });
@@ -187,10 +199,13 @@ test('secondaries that are no VFs here are provisioned and migrated, and have no
     t.is(await fn.channel().state(), 'running');
     // As a device of its own under the kernel's driver it is known by its identity.
     const cntlid = host.secondary.find((s) => s.online)?.cntlid ?? -1;
-    host.functions.set('0000:05:00.0', pci('0000:05:00.0', {
-      driver: 'nvme',
-      nvme: { name: 'nvme7', cntlid, subsystemNqn: 'nqn.2019-08.org.qemu:abc', state: 'live' },
-    }));
+    host.functions.set(
+      '0000:05:00.0',
+      pci('0000:05:00.0', {
+        driver: 'nvme',
+        nvme: { name: 'nvme7', cntlid, subsystemNqn: 'nqn.2019-08.org.qemu:abc', state: 'live' },
+      }),
+    );
     t.true(await fn.inUse?.());
     host.functions.delete('0000:05:00.0');
     await fn.release();

@@ -30,7 +30,8 @@ const codesOf = (reasons: readonly { code: string }[]): string[] => reasons.map(
 test('it passes the kit of drivers', async (t) => {
   const host = new FakeHost(mlx5Pf());
   const driver = new SriovDriver({ host });
-  for await (const { check, outcome, why } of conformDriver({ driver, address: PF })) t.is(outcome, 'passed', `${check}: ${why}`);
+  for await (const { check, outcome, why } of conformDriver({ driver, address: PF }))
+    t.is(outcome, 'passed', `${check}: ${why}`);
 });
 
 test('VFs come from a pool that is sized once, with autoprobe off before', async (t) => {
@@ -53,7 +54,10 @@ test('VFs come from a pool that is sized once, with autoprobe off before', async
 
 test('a VF is taken to its variant driver, to the kernel and back while the others stay', async (t) => {
   const { host, controlling } = await opened();
-  const [a, b] = [await provisionFunction(controlling, spec('vfio')), await provisionFunction(controlling, spec('kernel'))];
+  const [a, b] = [
+    await provisionFunction(controlling, spec('vfio')),
+    await provisionFunction(controlling, spec('kernel')),
+  ];
   const driverOf = (n: number): string | null | undefined => host.functions.get(`0000:01:00.${n}`)?.driver;
   t.deepEqual([driverOf(1), driverOf(2), driverOf(3)], ['mlx5_vfio_pci', 'mlx5_core', null]);
   await a.expose('kernel');
@@ -178,11 +182,16 @@ test('what can not be given is refused with the reason', async (t) => {
     [{ namespaces: [1] }, /namespaces/],
     [{ hwAddress: '02:00:00:00:00:01' }, /hwAddress/],
   ] as const) {
-    await t.throwsAsync(provisionFunction(controlling, { kind: 'vf', ...more }), { code: 'ERR_TOWLINE_UNSUPPORTED', message });
+    await t.throwsAsync(provisionFunction(controlling, { kind: 'vf', ...more }), {
+      code: 'ERR_TOWLINE_UNSUPPORTED',
+      message,
+    });
   }
   await t.throwsAsync(provisionFunction(controlling, { kind: 'vf', vectors: 2000 }), { message: /EINVAL/ });
   await t.throwsAsync(provisionFunction(controlling, { kind: 'pf' }), { code: 'ERR_TOWLINE_NO_RESOURCES' });
-  await t.throwsAsync(provisionFunction(controlling, { kind: 'vf', expose: 'vfio-user' }), { code: 'ERR_TOWLINE_EXPOSURE' });
+  await t.throwsAsync(provisionFunction(controlling, { kind: 'vf', expose: 'vfio-user' }), {
+    code: 'ERR_TOWLINE_EXPOSURE',
+  });
   t.deepEqual(host.snapshot(), before);
 });
 
@@ -191,7 +200,15 @@ test('a PF without such counts, without migration and without driver says so', a
     vendor: 0x8086,
     device: 0x10c9,
     driver: 'igb',
-    sriov: { totalVfs: 7, numVfs: 0, driversAutoprobe: true, offset: 128, stride: 2, vfDevice: 0x10ca, vfTotalMsix: null },
+    sriov: {
+      totalVfs: 7,
+      numVfs: 0,
+      driversAutoprobe: true,
+      offset: 128,
+      stride: 2,
+      vfDevice: 0x10ca,
+      vfTotalMsix: null,
+    },
   });
   const { controlling } = await opened({}, new FakeHost(pf));
   await t.throwsAsync(provisionFunction(controlling, { kind: 'vf', vectors: 3, migration: false }), {
@@ -231,7 +248,13 @@ test('explain opens nothing and names every reason with its mend', async (t) => 
   if (vf !== undefined) vf.vfioState = 'ERROR';
   t.deepEqual(await codes(), ['function-failed']);
   if (vf !== undefined) Object.assign(vf, { vfioState: null, iommuGroup: null, driver: 'vfio-pci' });
-  Object.assign(host.kernelFacts, { iommu: false, container: false, cdev: false, vfioAliases: [], pciDrivers: ['vfio-pci'] });
+  Object.assign(host.kernelFacts, {
+    iommu: false,
+    container: false,
+    cdev: false,
+    vfioAliases: [],
+    pciDrivers: ['vfio-pci'],
+  });
   t.deepEqual(await codes(), ['kernel-without-vfio', 'kernel-without-iommu', 'no-variant-driver']);
   t.is(host.log.filter((l) => l.startsWith('open vfio')).length, 0);
 });
@@ -261,7 +284,8 @@ test('its channel opens the device once, and hiding it lets go', async (t) => {
   t.is(fn.dirtySources().length, 1);
   t.is(host.log.filter((l) => l.startsWith('open vfio')).length, 1);
   const facts = Object.keys(await fn.descriptor());
-  for (const fact of ['pci-id', 'pci-subsystem', 'pci-revision', 'driver', 'vectors', 'migration-flags']) t.true(facts.includes(fact));
+  for (const fact of ['pci-id', 'pci-subsystem', 'pci-revision', 'driver', 'vectors', 'migration-flags'])
+    t.true(facts.includes(fact));
   await fn.expose('none');
   t.is(host.open.size, 0);
   await fn.expose('vfio');

@@ -16,7 +16,17 @@ import type {
 import type { NvmeAdmin } from '#towline/drivers/nvme.js';
 import { MemoryDevice } from './memory-device.js';
 
-const ERRNO = { EPERM: 1, ENOENT: 2, EBUSY: 16, EEXIST: 17, ENODEV: 19, EINVAL: 22, ENOSPC: 28, ERANGE: 34, EOPNOTSUPP: 95 };
+const ERRNO = {
+  EPERM: 1,
+  ENOENT: 2,
+  EBUSY: 16,
+  EEXIST: 17,
+  ENODEV: 19,
+  EINVAL: 22,
+  ENOSPC: 28,
+  ERANGE: 34,
+  EOPNOTSUPP: 95,
+};
 type Errno = keyof typeof ERRNO;
 
 /** As the native part tells a failed system call. */
@@ -240,7 +250,14 @@ export class FakeHost implements HostPort {
     if (found.availableInstances === 0) throw systemError('create', 'ENOSPC');
     for (const t of parent.types) t.availableInstances -= 1;
     const n = parent.devices.length;
-    parent.devices.push({ uuid, type, driver: 'vfio_mdev', iommuGroup: n, vfioDevice: `vfio${n}`, vfioState: 'RUNNING' });
+    parent.devices.push({
+      uuid,
+      type,
+      driver: 'vfio_mdev',
+      iommuGroup: n,
+      vfioDevice: `vfio${n}`,
+      vfioState: 'RUNNING',
+    });
   }
 
   async mdevRemove(uuid: string): Promise<void> {
@@ -271,12 +288,12 @@ export class FakeHost implements HostPort {
   async devlinkSetPort(bus: string, device: string, index: number, wanted: DevlinkAttributes): Promise<void> {
     this.#call(`port ${bus}/${device}/${index} ${JSON.stringify(wanted)}`);
     const port = this.ports.find((p) => p.bus === bus && p.device === device && p.index === index);
-    if (port?.function == null) throw systemError('DEVLINK_CMD_PORT_SET', 'EOPNOTSUPP');
+    if (!port?.function) throw systemError('DEVLINK_CMD_PORT_SET', 'EOPNOTSUPP');
     for (const key of ['hwAddr', 'migratable', 'state'] as const) {
       if (wanted[key] === undefined) continue;
       if (!this.portOps[key]) throw systemError('DEVLINK_CMD_PORT_SET', 'EOPNOTSUPP');
       const vf = port.vf === null ? undefined : this.functions.get(this.functions.get(device)?.virtfns[port.vf] ?? '');
-      if (key === 'migratable' && vf?.driver != null) throw systemError('DEVLINK_CMD_PORT_SET', 'EBUSY');
+      if (key === 'migratable' && (vf?.driver ?? null) !== null) throw systemError('DEVLINK_CMD_PORT_SET', 'EBUSY');
       Object.assign(port.function, { [key]: wanted[key] });
       if (key === 'state') port.function.opstate = wanted.state === 'active' ? 'attached' : 'detached';
     }
@@ -309,7 +326,7 @@ export class FakeHost implements HostPort {
     const fn = this.functions.get(name);
     const mdev = this.parents.flatMap((p) => p.devices).find((d) => d.uuid === name);
     const vfio = fn?.vfioDevice ?? mdev?.vfioDevice;
-    if (vfio == null) throw systemError(`/dev/vfio of ${name}`, 'ENODEV');
+    if (!vfio) throw systemError(`/dev/vfio of ${name}`, 'ENODEV');
     if (this.open.has(name) || (fd === null && this.opened.has(`/dev/vfio/devices/${vfio}`))) {
       throw systemError(`/dev/vfio/devices/${vfio}`, 'EBUSY');
     }

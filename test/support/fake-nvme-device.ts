@@ -48,7 +48,15 @@ export class FakeNvmeHost extends FakeHost implements NvmeAdmin {
         device: 0x0010,
         class: 0x010802,
         driver: 'nvme',
-        sriov: { totalVfs: 4, numVfs: 0, driversAutoprobe: true, offset: 1, stride: 1, vfDevice: 0x0010, vfTotalMsix: null },
+        sriov: {
+          totalVfs: 4,
+          numVfs: 0,
+          driversAutoprobe: true,
+          offset: 1,
+          stride: 1,
+          vfDevice: 0x0010,
+          vfTotalMsix: null,
+        },
         nvme: { name: 'nvme0', cntlid: 0, subsystemNqn: NQN, state: 'live' },
       }),
     );
@@ -157,7 +165,7 @@ export class FakeNvmeHost extends FakeHost implements NvmeAdmin {
     this.command(`online ${cntlid}`);
     const s = this.#find(cntlid);
     const sriov = this.functions.get(PF)?.sriov;
-    if (sriov != null && s.vfNumber > sriov.numVfs) throw status('its VF is not enabled', 0x120);
+    if (sriov && s.vfNumber > sriov.numVfs) throw status('its VF is not enabled', 0x120);
     if (s.vq < 2 || s.vi < 1) throw status('too few resources to be online', 0x120);
     s.online = true;
   }

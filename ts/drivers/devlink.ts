@@ -10,7 +10,13 @@ import type { GuestMemory } from '../migration/memory.js';
 import { BaseControllingFunction, derivedUuid } from './controlling.js';
 import { DevlinkFunction, portName } from './devlink/function.js';
 import type { ControllingDriver, DiscoveredController, KindCapacity } from './driver.js';
-import { NativeHostPort, type DevlinkAttributes, type DevlinkPort, type HostPort, type PciFunction } from './host/port.js';
+import {
+  NativeHostPort,
+  type DevlinkAttributes,
+  type DevlinkPort,
+  type HostPort,
+  type PciFunction,
+} from './host/port.js';
 import { refuseConfig, reworded } from './host/words.js';
 import { VfPool, type UndoPool, type VfPoolOptions } from './pool.js';
 import { kernelReasons } from '../host/vfio-reasons.js';
@@ -111,7 +117,10 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
     identity: { uuid: string; name: string | undefined },
   ): Promise<DevlinkFunction> {
     if (spec.kind === 'pf') {
-      throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', 'devlink has ports of VFs (vf) and of subfunctions (siov), and no PF');
+      throw new TowlineError(
+        'ERR_TOWLINE_NO_RESOURCES',
+        'devlink has ports of VFs (vf) and of subfunctions (siov), and no PF',
+      );
     }
     return spec.kind === 'siov' ? this.#makeSf(identity) : this.#claimVf(identity);
   }
@@ -119,7 +128,7 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
   async #claimVf(identity: { uuid: string; name: string | undefined }): Promise<DevlinkFunction> {
     return withUndo(async (steps) => {
       const first = await this.#read();
-      if (!first.ports.some((p) => p.flavour === 'pci-vf') && first.pf?.sriov != null) {
+      if (!first.ports.some((p) => p.flavour === 'pci-vf') && (first.pf?.sriov ?? null) !== null) {
         const size = (): Promise<UndoPool> => this.#pool.ensure();
         await steps.do('size the pool of VFs', size, (undo) => undo());
       }
@@ -145,7 +154,10 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
     const { ports, pf } = await this.#read();
     const most = this.#options.sfs;
     if (most !== undefined && ports.filter((p) => p.flavour === 'pci-sf').length >= most) {
-      throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', `${this.address} has ${most} SFs, and no more are to be made (sfs)`);
+      throw new TowlineError(
+        'ERR_TOWLINE_NO_RESOURCES',
+        `${this.address} has ${most} SFs, and no more are to be made (sfs)`,
+      );
     }
     const request = { flavour: 'pci-sf', pf: this.#options.pf ?? 0 } as const;
     const port = await this.#supported('subfunctions can not be made', () =>
@@ -156,7 +168,12 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
   }
 
   protected async give(fn: DevlinkFunction, config: FunctionConfig): Promise<Partial<FunctionSpec>> {
-    refuseConfig(fn.name, config, ['queues', 'vectors', 'namespaces'], 'devlink has no such attribute of a port function');
+    refuseConfig(
+      fn.name,
+      config,
+      ['queues', 'vectors', 'namespaces'],
+      'devlink has no such attribute of a port function',
+    );
     const { hwAddress } = config;
     if (hwAddress === undefined) return {};
     await this.#set(fn, { hwAddr: hwAddress.toLowerCase() }, 'the hardware address of its function can not be set');
@@ -165,9 +182,13 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
 
   protected async enable(fn: DevlinkFunction): Promise<void> {
     if (fn.kind !== 'vf') {
-      throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `${fn.name} is a subfunction, and devlink makes only VFs migratable`, {
-        function: fn.uuid,
-      });
+      throw new TowlineError(
+        'ERR_TOWLINE_UNSUPPORTED',
+        `${fn.name} is a subfunction, and devlink makes only VFs migratable`,
+        {
+          function: fn.uuid,
+        },
+      );
     }
     if ((await fn.portNow())?.function?.migratable === true) return;
     if (fn.exposure !== 'none') {

@@ -78,7 +78,10 @@ export class MdevControllingFunction extends BaseControllingFunction<MdevFunctio
     }
   }
 
-  protected async claim(spec: FunctionSpec, identity: { uuid: string; name: string | undefined }): Promise<MdevFunction> {
+  protected async claim(
+    spec: FunctionSpec,
+    identity: { uuid: string; name: string | undefined },
+  ): Promise<MdevFunction> {
     if (spec.kind !== 'siov') {
       throw new TowlineError(
         'ERR_TOWLINE_NO_RESOURCES',
@@ -106,15 +109,21 @@ export class MdevControllingFunction extends BaseControllingFunction<MdevFunctio
     );
     const { type } = config as FunctionSpec;
     if (type !== undefined && type !== fn.type) {
-      throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `${fn.name} is of the type ${fn.type}, which can't be changed`, {
-        function: fn.uuid,
-      });
+      throw new TowlineError(
+        'ERR_TOWLINE_UNSUPPORTED',
+        `${fn.name} is of the type ${fn.type}, which can't be changed`,
+        {
+          function: fn.uuid,
+        },
+      );
     }
     return {};
   }
 
   protected async enable(fn: MdevFunction, options: WaitOptions): Promise<void> {
-    const reasons = (await fn.explain(options)).filter((r) => r.code !== 'migration-not-enabled' && r.code !== 'in-use');
+    const reasons = (await fn.explain(options)).filter(
+      (r) => r.code !== 'migration-not-enabled' && r.code !== 'in-use',
+    );
     const [first] = reasons;
     if (first === undefined) return;
     throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `migration of ${fn.name} can't be enabled: ${first.message}`, {
@@ -140,7 +149,10 @@ export class MdevControllingFunction extends BaseControllingFunction<MdevFunctio
   async #parent(): Promise<MdevParent> {
     const parent = (await this.#host.mdev()).find((p) => p.path === this.#path);
     if (parent === undefined) {
-      throw new TowlineError('ERR_TOWLINE_GONE', `there is no parent of mediated devices at /sys/${this.#path} any more`);
+      throw new TowlineError(
+        'ERR_TOWLINE_GONE',
+        `there is no parent of mediated devices at /sys/${this.#path} any more`,
+      );
     }
     return parent;
   }
@@ -158,7 +170,8 @@ function chooseType(parent: MdevParent, wanted: string | undefined): string {
     throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', `${parent.name} has no instance of ${wanted} left: ${all}`);
   }
   const [only, ...more] = left;
-  if (only === undefined) throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', `${parent.name} has no instance left: ${all}`);
+  if (only === undefined)
+    throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', `${parent.name} has no instance left: ${all}`);
   if (more.length === 0) return only.id;
   throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `name the type of the mediated device, one of: ${all}`);
 }
@@ -196,11 +209,17 @@ export class MdevDriver implements ControllingDriver {
     const [found, ...more] = parents.filter((p) => p.path === path || p.name === address);
     if (found === undefined) {
       const known = parents.map((p) => addressOf(p, parents)).join(', ') || 'none';
-      throw new TowlineError('ERR_TOWLINE_NOT_FOUND', `there is no parent of mediated devices ${address}; there is: ${known}`);
+      throw new TowlineError(
+        'ERR_TOWLINE_NOT_FOUND',
+        `there is no parent of mediated devices ${address}; there is: ${known}`,
+      );
     }
     if (more.length > 0) {
       const paths = [found, ...more].map((p) => `/sys/${p.path}`).join(', ');
-      throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${address} stands for several parents: name one of ${paths}`);
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        `${address} stands for several parents: name one of ${paths}`,
+      );
     }
     return new MdevControllingFunction(this.#host, addressOf(found, parents), found.path, this.#options);
   }

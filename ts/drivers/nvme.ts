@@ -86,7 +86,10 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
     return [...functions].sort((a, b) => a.cntlid - b.cntlid);
   }
 
-  protected async claim(spec: FunctionSpec, identity: { uuid: string; name: string | undefined }): Promise<NvmeFunction> {
+  protected async claim(
+    spec: FunctionSpec,
+    identity: { uuid: string; name: string | undefined },
+  ): Promise<NvmeFunction> {
     const { kind } = spec;
     const cntlid = await claim(this.#backend, spec, new Set(this.known().map((f) => f.cntlid)));
     const own = { uuid: identity.uuid, name: identity.name ?? `${kind}-${cntlid}` };

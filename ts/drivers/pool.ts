@@ -27,7 +27,10 @@ export class VfPool {
   constructor(host: HostPort, address: string, options: VfPoolOptions) {
     const { vfs } = options;
     if (vfs !== undefined && (!Number.isSafeInteger(vfs) || vfs < 1 || vfs > 65_535)) {
-      throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `vfs is ${vfs}; it has to be a whole number from 1 to 65535`);
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        `vfs is ${vfs}; it has to be a whole number from 1 to 65535`,
+      );
     }
     this.#host = host;
     this.#address = address;

@@ -92,9 +92,15 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
     return [...functions].sort((a, b) => a.index - b.index);
   }
 
-  protected async claim(spec: FunctionSpec, identity: { uuid: string; name: string | undefined }): Promise<SriovFunction> {
+  protected async claim(
+    spec: FunctionSpec,
+    identity: { uuid: string; name: string | undefined },
+  ): Promise<SriovFunction> {
     if (spec.kind !== 'vf') {
-      throw new TowlineError('ERR_TOWLINE_NO_RESOURCES', `the driver sriov has VFs only, and a ${spec.kind} was asked for`);
+      throw new TowlineError(
+        'ERR_TOWLINE_NO_RESOURCES',
+        `the driver sriov has VFs only, and a ${spec.kind} was asked for`,
+      );
     }
     return withUndo(async (steps) => {
       const size = (): Promise<UndoPool> => this.#pool.ensure();
@@ -115,7 +121,12 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
 
   protected async give(fn: SriovFunction, config: FunctionConfig): Promise<Partial<FunctionSpec>> {
     const { address } = fn.location;
-    refuseConfig(fn.name, config, ['queues', 'namespaces', 'hwAddress'], 'the driver sriov knows no commands of the device');
+    refuseConfig(
+      fn.name,
+      config,
+      ['queues', 'namespaces', 'hwAddress'],
+      'the driver sriov knows no commands of the device',
+    );
     if (config.vectors === undefined) return {};
     const { pf } = await this.#read();
     const vf = await pciFunction(this.#host, address);
@@ -167,7 +178,8 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
   async #read(): Promise<{ pf: PciFunction; vfs: readonly PciFunction[] }> {
     const all = await this.#host.pci(true);
     const pf = all.find((f) => f.address === this.address);
-    if (pf === undefined) throw new TowlineError('ERR_TOWLINE_GONE', `there is no PCI function ${this.address} any more`);
+    if (pf === undefined)
+      throw new TowlineError('ERR_TOWLINE_GONE', `there is no PCI function ${this.address} any more`);
     const vfs = pf.virtfns.flatMap((address) => all.filter((f) => f.address === address));
     return { pf, vfs };
   }
@@ -214,7 +226,10 @@ export class SriovDriver implements ControllingDriver {
     throwIfAborted(options.signal);
     const wanted = pciAddress(address);
     if (wanted === undefined) {
-      throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${JSON.stringify(address.slice(0, 80))} is no PCI address (0000:01:00.0)`);
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        `${JSON.stringify(address.slice(0, 80))} is no PCI address (0000:01:00.0)`,
+      );
     }
     const pf = (await this.#host.pci(true)).find((f) => f.address === wanted);
     if (pf === undefined) throw new TowlineError('ERR_TOWLINE_NOT_FOUND', `there is no PCI function ${wanted}`);

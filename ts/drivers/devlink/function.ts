@@ -81,7 +81,11 @@ export class DevlinkFunction extends VfioFunction {
   }
 
   async descriptor(): Promise<FunctionDescriptor> {
-    const kind = { value: this.kind, rule: 'equal', why: 'the guest sees another configuration space otherwise' } as const;
+    const kind = {
+      value: this.kind,
+      rule: 'equal',
+      why: 'the guest sees another configuration space otherwise',
+    } as const;
     const why = 'device state of one technology means nothing to another';
     if (this.pciAddress === undefined) return { technology: { value: 'devlink', rule: 'equal', why }, kind };
     const pci = await pciFunction(this.#host, this.pciAddress);
@@ -128,10 +132,12 @@ function subfunction(host: HostPort, port: DevlinkPort): DevlinkFunction['visibi
   return {
     kernel: {
       show: async () => {
-        if ((await now())?.function?.state !== 'active') await host.devlinkSetPort(bus, device, index, { state: 'active' });
+        if ((await now())?.function?.state !== 'active')
+          await host.devlinkSetPort(bus, device, index, { state: 'active' });
       },
       hide: async () => {
-        if ((await now())?.function?.state === 'active') await host.devlinkSetPort(bus, device, index, { state: 'inactive' });
+        if ((await now())?.function?.state === 'active')
+          await host.devlinkSetPort(bus, device, index, { state: 'inactive' });
       },
     },
     vfio: 'a subfunction is no PCI function: no driver of the kernel gives it to VFIO',

@@ -28,7 +28,10 @@ export function refuseConfig(
   for (const key of what) {
     const value = config[key];
     if (value === undefined || (Array.isArray(value) && value.length === 0)) continue;
-    throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `${key} of ${who} can't be set by its controlling function: ${mend}`);
+    throw new TowlineError(
+      'ERR_TOWLINE_UNSUPPORTED',
+      `${key} of ${who} can't be set by its controlling function: ${mend}`,
+    );
   }
 }
 

@@ -49,7 +49,7 @@ export class MdevFunction extends VfioFunction {
       vfio: {
         show: async () => {
           const device = await this.#device();
-          if (device?.iommuGroup != null || device?.vfioDevice != null) return;
+          if (device !== undefined && (device.iommuGroup !== null || device.vfioDevice !== null)) return;
           throw new TowlineError(
             'ERR_TOWLINE_EXPOSURE',
             `exposure vfio of ${this.uuid}: ${device === undefined ? 'it is gone' : 'no VFIO driver has taken it'}`,

@@ -121,7 +121,15 @@ export class HardwareBackend implements NvmeBackend {
     const secondaries = await this.admin.secondaries();
     const addresses = new Map<number, string>();
     const found: NvmeControllerInfo[] = [
-      { cntlid: this.#identify.cntlid, kind: 'pf', controlling: true, fatal: false, enabled: true, ownQueues: 0, ownVectors: 0 },
+      {
+        cntlid: this.#identify.cntlid,
+        kind: 'pf',
+        controlling: true,
+        fatal: false,
+        enabled: true,
+        ownQueues: 0,
+        ownVectors: 0,
+      },
     ];
     for (const { cntlid, vfNumber } of secondaries) {
       // A VF that the PF could have and has not is in the list of secondaries, too.
@@ -136,7 +144,15 @@ export class HardwareBackend implements NvmeBackend {
       );
       const kind = vfNumber > 0 ? 'vf' : 'siov';
       const state = here?.nvme?.state ?? null;
-      found.push({ cntlid, kind, controlling: false, fatal: state === 'dead', enabled: state === 'live', ownQueues: 0, ownVectors: 0 });
+      found.push({
+        cntlid,
+        kind,
+        controlling: false,
+        fatal: state === 'dead',
+        enabled: state === 'live',
+        ownQueues: 0,
+        ownVectors: 0,
+      });
     }
     this.#addresses = addresses;
     const count = (kind: string): number => found.filter((c) => c.kind === kind && !c.controlling).length;
@@ -146,7 +162,8 @@ export class HardwareBackend implements NvmeBackend {
 
   #pf(all: readonly PciFunction[]): PciFunction {
     const pf = all.find((f) => f.address === this.address);
-    if (pf === undefined) throw new TowlineError('ERR_TOWLINE_GONE', `there is no PCI function ${this.address} any more`);
+    if (pf === undefined)
+      throw new TowlineError('ERR_TOWLINE_GONE', `there is no PCI function ${this.address} any more`);
     return pf;
   }
 
@@ -226,10 +243,7 @@ export class HardwareBackend implements NvmeBackend {
     return address === undefined ? undefined : { bus: 'pci', address };
   }
 
-  visibility(
-    cntlid: number,
-    migration: () => boolean,
-  ): Readonly<Partial<Record<ExposureName, Visibility | string>>> {
+  visibility(cntlid: number, migration: () => boolean): Readonly<Partial<Record<ExposureName, Visibility | string>>> {
     const address = this.#addresses.get(cntlid);
     if (address === undefined) {
       const why = `controller ${cntlid} is no VF of ${this.address} on this host: it has no PCI address to bind a driver to`;

@@ -88,5 +88,11 @@ async function explainOwner(
     ...(device.iommuGroup === null ? [] : [`/dev/vfio/${device.iommuGroup}`]),
   ];
   const pids = await host.openers(paths);
-  return [...reasons, ...inUseReasons(name, pids.map((pid) => ({ pid, name: null })))];
+  return [
+    ...reasons,
+    ...inUseReasons(
+      name,
+      pids.map((pid) => ({ pid, name: null })),
+    ),
+  ];
 }

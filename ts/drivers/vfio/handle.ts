@@ -131,7 +131,10 @@ export class VfioHandle {
   /** The open device. @throws TowlineError `ERR_TOWLINE_STATE` while it is not. */
   opened(): OpenVfio {
     if (this.#open !== undefined) return this.#open;
-    throw new TowlineError('ERR_TOWLINE_STATE', `the VFIO device ${this.name} is not open: call open() of its function`);
+    throw new TowlineError(
+      'ERR_TOWLINE_STATE',
+      `the VFIO device ${this.name} is not open: call open() of its function`,
+    );
   }
 
   /** Closes the device; it can be opened again. Idempotent. */

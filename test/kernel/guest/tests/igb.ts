@@ -46,20 +46,23 @@ test('to vfio-pci and back, while the other VF keeps its network device', async 
   assert.equal(await driverOf(addressOf(other)), 'igbvf');
   await fn.expose('kernel');
   assert.equal(await driverOf(addressOf(fn)), 'igbvf');
-  await assert.rejects(provisionFunction(controlling, spec()), { code: 'ERR_TOWLINE_NO_RESOURCES', message: /--force/ });
+  await assert.rejects(provisionFunction(controlling, spec()), {
+    code: 'ERR_TOWLINE_NO_RESOURCES',
+    message: /--force/,
+  });
   await other.release();
 });
 
 test('what this PF can not give is refused, and nothing is left', async () => {
-  const before = await stateOf(PF);
+  const earlier = await stateOf(PF);
   for (const more of [{ vectors: 2 }, { queues: 1 }, { migration: true }]) {
     await assert.rejects(provisionFunction(controlling, spec(more)), { code: 'ERR_TOWLINE_UNSUPPORTED' });
-    assert.deepEqual(await stateOf(PF), before);
+    assert.deepEqual(await stateOf(PF), earlier);
   }
 });
 
 test('a driver that refuses the VF is told, and the driver before has it again', async () => {
-  const before = await stateOf(PF);
+  const earlier = await stateOf(PF);
   await run('modprobe', ['-r', 'vfio-pci']);
   try {
     await assert.rejects(fn.expose('vfio'), { code: 'ERR_TOWLINE_EXPOSURE', message: /modprobe vfio-pci/ });
@@ -67,15 +70,15 @@ test('a driver that refuses the VF is told, and the driver before has it again',
     await run('modprobe', ['vfio-pci']);
   }
   assert.equal(fn.exposure, 'kernel');
-  assert.deepEqual(await stateOf(PF), before);
+  assert.deepEqual(await stateOf(PF), earlier);
 });
 
 test('the comparison notices what is left behind', async () => {
-  const before = await stateOf(PF);
+  const earlier = await stateOf(PF);
   await writeFile(`${sys(addressOf(fn))}/driver_override`, 'vfio-pci');
-  assert.notDeepEqual(await stateOf(PF), before);
+  assert.notDeepEqual(await stateOf(PF), earlier);
   await writeFile(`${sys(addressOf(fn))}/driver_override`, '\n');
-  assert.deepEqual(await stateOf(PF), before);
+  assert.deepEqual(await stateOf(PF), earlier);
 });
 
 test('explain names the drivers that do not migrate it', async () => {

@@ -32,26 +32,30 @@ test('the kit of drivers passes on it', async () => {
 });
 
 for (const by of ['group', 'cdev'] as const) {
-  test(`by ${by}: made, opened, its state is the kernel's, released`, { skip: by === 'cdev' && !existsSync('/dev/vfio/devices') && 'this kernel has no cdev' }, async () => {
-    const own = await new MdevDriver({ vfio: { by } }).open('mtty');
-    const fn = await provisionFunction(own, spec({ expose: 'vfio' }));
-    assert.ok(exists(fn.uuid));
-    assert.equal(await available('mtty-2'), before2 - 1);
-    assert.deepEqual(await fn.explain(), []);
-    await fn.open?.();
-    const channel = fn.channel();
-    await channel.reset();
-    assert.deepEqual(channel.flags, { stopCopy: true, p2p: true, preCopy: true });
-    for (const to of ['running-p2p', 'stop', 'stop-copy', 'stop', 'running', 'pre-copy', 'running'] as const) {
-      await channel.setState(to);
-      assert.equal(await channel.state(), to);
-      if (hasDebugfs()) assert.equal(await kernelState(fn.uuid), to);
-    }
-    await fn.release();
-    assert.equal(exists(fn.uuid), false);
-    assert.equal(await available('mtty-2'), before2);
-    await own.close();
-  });
+  test(
+    `by ${by}: made, opened, its state is the kernel's, released`,
+    { skip: by === 'cdev' && !existsSync('/dev/vfio/devices') && 'this kernel has no cdev' },
+    async () => {
+      const own = await new MdevDriver({ vfio: { by } }).open('mtty');
+      const fn = await provisionFunction(own, spec({ expose: 'vfio' }));
+      assert.ok(exists(fn.uuid));
+      assert.equal(await available('mtty-2'), before2 - 1);
+      assert.deepEqual(await fn.explain(), []);
+      await fn.open?.();
+      const channel = fn.channel();
+      await channel.reset();
+      assert.deepEqual(channel.flags, { stopCopy: true, p2p: true, preCopy: true });
+      for (const to of ['running-p2p', 'stop', 'stop-copy', 'stop', 'running', 'pre-copy', 'running'] as const) {
+        await channel.setState(to);
+        assert.equal(await channel.state(), to);
+        if (hasDebugfs()) assert.equal(await kernelState(fn.uuid), to);
+      }
+      await fn.release();
+      assert.equal(exists(fn.uuid), false);
+      assert.equal(await available('mtty-2'), before2);
+      await own.close();
+    },
+  );
 }
 
 test('a device that somebody else has is told without being opened', async () => {
@@ -60,7 +64,10 @@ test('a device that somebody else has is told without being opened', async () =>
   const seen = (await other.list()).find((f) => f.uuid === fn.uuid) ?? assert.fail('it is not listed');
   await fn.open?.();
   // Both are this process, which is no stranger to itself: the kernel says who has it.
-  await assert.rejects(async () => seen.open?.(), (error: { errno?: number }) => error.errno === 16);
+  await assert.rejects(
+    async () => seen.open?.(),
+    (error: { errno?: number }) => error.errno === 16,
+  );
   await other.close();
   await fn.release();
 });
@@ -69,7 +76,10 @@ test('the kit of functions on a pair of them', async () => {
   const fn = await provisionFunction(controlling, spec({ expose: 'vfio' }));
   const failed: string[] = [];
   let passed = 0;
-  for await (const { check, outcome, why } of conformFunction(controlling, fn, { destructive: true, checkTimeoutMs: 60_000 })) {
+  for await (const { check, outcome, why } of conformFunction(controlling, fn, {
+    destructive: true,
+    checkTimeoutMs: 60_000,
+  })) {
     if (outcome === 'failed') failed.push(`${check}: ${why}`);
     if (outcome === 'passed') passed += 1;
   }

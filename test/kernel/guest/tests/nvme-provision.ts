@@ -5,7 +5,13 @@ import { createHash, randomBytes } from 'node:crypto';
 import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
 
-import { isTowlineError, NvmeDriver, provisionFunction, type ControlledFunction, type FunctionSpec } from '#towline/index.js';
+import {
+  isTowlineError,
+  NvmeDriver,
+  provisionFunction,
+  type ControlledFunction,
+  type FunctionSpec,
+} from '#towline/index.js';
 import { controllerOf, diskOf, nvme, run, secondaries, sys, tellLog } from '../nvme.js';
 import { attribute, driverOf, openDevices, stateOf, vfsOf } from '../pci.js';
 
@@ -42,7 +48,9 @@ async function put(disk: string, bytes: Uint8Array): Promise<void> {
 }
 async function digest(disk: string): Promise<string> {
   await run('dd', [`if=${disk}`, 'of=/tmp/read', 'bs=64k', 'count=16', 'iflag=direct']);
-  return createHash('sha256').update(await readFile('/tmp/read')).digest('hex');
+  return createHash('sha256')
+    .update(await readFile('/tmp/read'))
+    .digest('hex');
 }
 const expected = createHash('sha256').update(data).digest('hex');
 
@@ -145,40 +153,40 @@ test('explain says that this PF has no live migration by its controlling functio
 });
 
 test('pools that are exhausted: told, and nothing is left of it', async () => {
-  const before = await everything();
+  const earlier = await everything();
   for (const more of [{ queues: 7 }, { vectors: 4 }, { queues: 300 }]) {
     await assert.rejects(provisionFunction(controlling, spec(more)), (error) => {
       assert.ok(isTowlineError(error));
       assert.ok(['ERR_TOWLINE_DEVICE', 'ERR_TOWLINE_NO_RESOURCES'].includes(error.code), error.message);
       return true;
     });
-    assert.deepEqual(await everything(), before);
+    assert.deepEqual(await everything(), earlier);
   }
 });
 
 test('the comparison notices what is left behind', async () => {
-  const before = await everything();
+  const earlier = await everything();
   const free = (await secondaries('nvme0')).find((s) => !s.online)?.id ?? assert.fail('none is free');
   const change = (act: string): Promise<unknown> =>
     run('nvme', ['virt-mgmt', '/dev/nvme0', '-c', String(free), '-r', '1', '-a', act, '-n', '1']);
   await change('8');
-  assert.notDeepEqual(await everything(), before);
+  assert.notDeepEqual(await everything(), earlier);
   await change('7');
-  assert.deepEqual(await everything(), before);
+  assert.deepEqual(await everything(), earlier);
 });
 
 test('the wrong order is refused before anything is touched', async () => {
-  const before = await everything();
+  const earlier = await everything();
   await assert.rejects(fn.configure(spec()), { code: 'ERR_TOWLINE_STATE' });
   const bare = await controlling.provision(spec());
   await assert.rejects(bare.expose('kernel'), { code: 'ERR_TOWLINE_STATE' });
   await bare.release();
-  assert.deepEqual(await everything(), before);
+  assert.deepEqual(await everything(), earlier);
 });
 
 test('an online function that the kernel does not take is told, and hidden as before', async () => {
   const bare = await provisionFunction(controlling, spec());
-  const before = await everything();
+  const earlier = await everything();
   // Behind its back it goes offline: the kernel's probe finds CSTS.CFS.
   const id = (await secondaries('nvme0')).findLast((s) => s.online)?.id ?? -1;
   await run('nvme', ['virt-mgmt', '/dev/nvme0', '-c', String(id), '-r', '0', '-a', '7', '-n', '0']);
@@ -187,7 +195,7 @@ test('an online function that the kernel does not take is told, and hidden as be
   assert.equal(await attribute(addressOf(bare), 'driver_override'), '(null)');
   assert.ok((await codes(bare)).includes('function-offline'));
   await bare.configure(bare.spec);
-  assert.deepEqual(await everything(), before);
+  assert.deepEqual(await everything(), earlier);
   await bare.release();
 });
 

@@ -74,11 +74,15 @@ for (const by of ['group', 'cdev'] as const) {
 /** What this process has open of devices besides: the controlling function's. */
 const controllingOnly = (): string[] => ['/dev/nvme0'];
 const cdevOf = async (): Promise<string> => (await run('ls', [`${sys(address)}/vfio-dev`])).stdout.trim();
-const groupOf = async (): Promise<string> => (await run('sh', ['-c', `basename $(readlink ${sys(address)}/iommu_group)`])).stdout.trim();
+const groupOf = async (): Promise<string> =>
+  (await run('sh', ['-c', `basename $(readlink ${sys(address)}/iommu_group)`])).stdout.trim();
 
 test('a process that has it open is named by explain, which opens nothing', async () => {
   const path = hasCdev ? `/dev/vfio/devices/${await cdevOf()}` : `/dev/vfio/${await groupOf()}`;
-  assert.equal((await fn.explain()).some((r) => r.code === 'in-use'), false);
+  assert.equal(
+    (await fn.explain()).some((r) => r.code === 'in-use'),
+    false,
+  );
   const { spawn } = await import('node:child_process');
   const child = spawn('sh', ['-c', `exec 9<>${path}; echo open; read line`], { stdio: ['pipe', 'pipe', 'inherit'] });
   try {
@@ -90,7 +94,10 @@ test('a process that has it open is named by explain, which opens nothing', asyn
     child.kill();
     await new Promise((resolve) => child.once('close', resolve));
   }
-  assert.equal((await fn.explain()).some((r) => r.code === 'in-use'), false);
+  assert.equal(
+    (await fn.explain()).some((r) => r.code === 'in-use'),
+    false,
+  );
 });
 
 test('the disk is intact when the kernel has it back', async () => {
