@@ -1,6 +1,7 @@
 //! NVMe admin commands through the kernel's driver: `NVME_IOCTL_ADMIN64_CMD` on `/dev/nvmeN` (`include/uapi/linux/nvme_ioctl.h`).
 
 mod ioctl;
+mod secondary;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -16,6 +17,7 @@ use towline_nvme::identify::{IDENTIFY_BYTES, IdentifyCommand, IdentifyController
 use towline_nvme::status::Status;
 
 use self::ioctl::PassthruCmd64;
+pub use self::secondary::SecondaryReset;
 use crate::errno::errno_text;
 use crate::pci::PciAddress;
 use crate::sysfs::{HostError, HostErrorKind as Kind, Meaning, Sysfs, entries, index_of, link_name, small};

@@ -7,11 +7,10 @@ use napi::Env;
 use napi::bindgen_prelude::Object;
 use napi_derive::napi;
 use serde_json::{Value, json};
-use towline_core::channel::{ChannelError, ChannelErrorKind};
 use towline_linux::host::HostKernel;
 use towline_linux::mdev::{self, MdevParent};
-use towline_linux::nvme::NvmePassthrough;
-use towline_linux::pci::{PciAddress, PciControl, PciFunction, functions};
+use towline_linux::nvme::{NvmePassthrough, SecondaryReset};
+use towline_linux::pci::{PciControl, PciFunction, functions};
 use towline_linux::sysfs::{HostError, HostErrorKind, Sysfs};
 use towline_nvme::admin::AdminClient;
 use towline_nvme::hmlm::FunctionReset;
@@ -242,42 +241,6 @@ pub fn mdev_remove<'e>(env: &'e Env, sysfs: Option<String>, uuid: String) -> nap
     run(env, "mdev-remove", move || Ok(mdev::remove(&sysfs_at(sysfs), &uuid)?))
 }
 
-/// The reset of a secondary controller of a PF that the kernel's driver has: the FLR of its VF.
-struct VfReset {
-    client: AdminClient,
-    pf: Option<PciAddress>,
-    cntlid: u16,
-}
-
-impl FunctionReset for VfReset {
-    fn reset(&mut self) -> Result<(), ChannelError> {
-        let unsupported = |message: String| ChannelError::new(ChannelErrorKind::Unsupported, message);
-        let list = self.client.secondary_controllers().map_err(|e| e.into_channel_error(None))?;
-        let secondary = list.iter().find(|s| s.scid == self.cntlid).ok_or_else(|| {
-            ChannelError::new(
-                ChannelErrorKind::Gone,
-                format!("controller {} is no secondary controller here", self.cntlid),
-            )
-        })?;
-        let pf =
-            self.pf.ok_or_else(|| unsupported("the PCI function of the controlling controller is not known".into()))?;
-        let sysfs = Sysfs::default();
-        let vf = PciFunction::find(&sysfs, pf)
-            .and_then(|pf| pf.virtfns.get(usize::from(secondary.vfn).checked_sub(1)?).copied())
-            .ok_or_else(|| {
-                unsupported(format!("controller {} has no VF of {pf} here that could be reset", self.cntlid))
-            })?;
-        PciControl::of(&sysfs, vf).and_then(|control| control.reset()).map_err(|e| {
-            let kind = match e.kind {
-                HostErrorKind::Unsupported => ChannelErrorKind::Unsupported,
-                HostErrorKind::Gone | HostErrorKind::NotFound => ChannelErrorKind::Gone,
-                _ => ChannelErrorKind::Device,
-            };
-            ChannelError { errno: e.errno, ..ChannelError::new(kind, e.to_string()) }
-        })
-    }
-}
-
 #[napi]
 pub fn open_nvme<'e>(env: &'e Env, path: String) -> napi::Result<Object<'e>> {
     run(env, "open-nvme", move || {
@@ -286,7 +249,7 @@ pub fn open_nvme<'e>(env: &'e Env, path: String) -> napi::Result<Object<'e>> {
         let pf = NvmePassthrough::pci_address(&path, &sysfs);
         let resetting = client.clone();
         let resets = Arc::new(move |cntlid| -> Box<dyn FunctionReset> {
-            Box::new(VfReset { client: resetting.clone(), pf, cntlid })
+            Box::new(SecondaryReset::new(resetting.clone(), sysfs.clone(), pf, cntlid))
         });
         Ok(NativeAdmin::new(client, resets))
     })
