@@ -72,6 +72,14 @@ test('every option of a command that a guide shows exists', (t) => {
   }
 });
 
+test('the guide of the command line has every command', (t) => {
+  const rows = [...read('docs/guides/cli.md').matchAll(/^\| `([a-z]+)` \|/gm)].map((m) => m[1]);
+  const help = execFileSync(process.execPath, [main, '--help'], { encoding: 'utf8' });
+  const commands = [...help.matchAll(/^ {2}towline ([a-z]+)\b/gm)].map((m) => m[1]);
+  t.true(commands.length > 10);
+  t.deepEqual(rows.toSorted(), [...new Set(commands)].toSorted());
+});
+
 test('a table that differs is noticed', (t) => {
   t.deepEqual(table('## A\n| a |\n|---|\n| 1 | 2 |\n## B\n| x |\n|---|\n| 3 |\n', 'A'), [['1', '2']]);
 });
