@@ -59,7 +59,17 @@ impl VfioChannel {
     /// # Errors
     /// [`ChannelErrorKind::Unsupported`] for a device that doesn't migrate, otherwise what the kernel said.
     pub fn open(device: &Arc<VfioDevice>) -> Result<Self, ChannelError> {
-        let channel = Self::over(Box::new(Arc::clone(device)), device.name())?;
+        let channel = Self::over(Box::new(Arc::clone(device)), device.name(), true)?;
+        Ok(Self { format: device.format().map(str::to_owned), ..channel })
+    }
+
+    /// As [`VfioChannel::open`], without asking for version 2 of `VFIO_MIG_GET_PRECOPY_INFO`: for a descriptor whose other users
+    /// (a VMM) don't expect it, as it changes what all of them are told.
+    ///
+    /// # Errors
+    /// As for [`VfioChannel::open`].
+    pub fn open_v1(device: &Arc<VfioDevice>) -> Result<Self, ChannelError> {
+        let channel = Self::over(Box::new(Arc::clone(device)), device.name(), false)?;
         Ok(Self { format: device.format().map(str::to_owned), ..channel })
     }
 
@@ -76,7 +86,7 @@ impl VfioChannel {
         self.has_precopy_v2
     }
 
-    pub(super) fn over(port: Box<dyn Port>, name: &str) -> Result<Self, ChannelError> {
+    pub(super) fn over(port: Box<dyn Port>, name: &str, wants_v2: bool) -> Result<Self, ChannelError> {
         let flags = port.flags().map_err(|errno| failed(&format!("{name}: VFIO_DEVICE_FEATURE_MIGRATION"), errno))?;
         let flags = MigrationFlags(flags);
         if !flags.can_migrate() {
@@ -85,7 +95,8 @@ impl VfioChannel {
         }
         let state = DeviceState::Error;
         // Without it the flags of its answers are whatever was in memory. It lasts until the device's last descriptor is closed.
-        let has_precopy_v2 = flags.has_pre_copy()
+        let has_precopy_v2 = wants_v2
+            && flags.has_pre_copy()
             && match port.precopy_info_v2() {
                 Ok(()) => true,
                 // EINVAL of a kernel that doesn't know the feature for this device.

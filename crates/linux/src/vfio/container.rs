@@ -42,6 +42,8 @@ pub(super) fn token_meaning(errno: Errno, has_token: bool) -> &'static str {
         (Errno::ACCESS, false) => "its PF is on vfio-pci: the VF token that the PF's user has set is needed",
         (Errno::ACCESS, true) => "this is not the VF token that the PF's user has set, or there is none to know yet",
         (Errno::INVAL, true) => "a VF token was given, and this device takes none: leave it out",
+        (Errno::INVAL, false) => "somebody has the device open by its own node already",
+        (Errno::NODEV, true) => "the group has no such device that takes a VF token",
         (Errno::BUSY, _) => "somebody has the device open, by its group or by its own node",
         (Errno::NODEV, _) => "the group has no such device: it isn't bound to a driver of VFIO",
         _ => "",

@@ -51,7 +51,7 @@ fn fake(flags: u64) -> Fake {
 
 impl Fake {
     fn channel(&self) -> VfioChannel {
-        VfioChannel::over(Box::new(self.clone()), "fake").unwrap()
+        VfioChannel::over(Box::new(self.clone()), "fake", true).unwrap()
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Kernel) -> T) -> T {
@@ -141,7 +141,7 @@ fn states(flags: u64) -> impl Iterator<Item = DeviceState> {
 #[test]
 fn a_device_without_stop_copy_is_refused() {
     for flags in [0, 2, 4, 6] {
-        let error = VfioChannel::over(Box::new(fake(flags)), "fake").unwrap_err();
+        let error = VfioChannel::over(Box::new(fake(flags)), "fake", true).unwrap_err();
         assert_eq!(error.kind, ChannelErrorKind::Unsupported);
     }
 }
@@ -345,7 +345,7 @@ fn new_initial_data_is_noticed_only_where_flags_mean_something() {
     fake.with(|k| k.precopy_info_v2 = Err(Errno::IO));
     assert!(!fake.channel().has_precopy_info_v2(), "it is not even asked without PRE_COPY");
     fake.with(|k| k.flags = 5);
-    assert_eq!(VfioChannel::over(Box::new(fake.clone()), "fake").unwrap_err().errno, Some(5));
+    assert_eq!(VfioChannel::over(Box::new(fake.clone()), "fake", true).unwrap_err().errno, Some(5));
 }
 
 #[test]
