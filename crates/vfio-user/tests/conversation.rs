@@ -310,3 +310,74 @@ fn memory_of_the_client_is_handed_out() {
     eventually("the client is gone", || rig.server.memory().is_none());
     assert!(memory.read(0x9000, &mut raw).is_err(), "and its memory with it");
 }
+
+/// A small generator, so that a failure can be repeated by its seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+
+    /// A number that is likely to be a limit, or near one.
+    fn number(&mut self) -> u64 {
+        let near = [0, 1, 4, 7, 8, 16, 20, 24, 32, 0x1000, 0x2000, 1 << 20, 1 << 32, u64::MAX];
+        match self.below(3) {
+            0 => near[self.below(near.len() as u64) as usize],
+            1 => near[self.below(near.len() as u64) as usize].wrapping_sub(self.below(3)).wrapping_add(1),
+            _ => self.next() >> self.below(64),
+        }
+    }
+
+    fn message(&mut self, id: u16) -> Vec<u8> {
+        let command = if self.below(8) == 0 { self.next() as u16 } else { self.below(20) as u16 };
+        let fields: Vec<(u64, usize)> =
+            (0..self.below(8)).map(|_| (self.number(), [4, 8][self.below(2) as usize])).collect();
+        let mut body = le(&fields);
+        body.extend((0..self.below(4) * 8).map(|n| n as u8));
+        let flags = if self.below(6) == 0 { self.next() as u32 & !15 } else { 0 };
+        let mut message = message(id, command, flags, &body);
+        // Now and then a header that is wrong.
+        if self.below(60) == 0 {
+            let at = self.below(16) as usize;
+            message[at] = self.next() as u8;
+        }
+        message
+    }
+}
+
+/// Thousands of messages that mean nothing, with and without descriptors: whatever they do, the next client is served.
+#[test]
+fn nonsense_does_no_harm() {
+    let rig = Rig::new(Kind::Vf);
+    let mut random = Random(0x5eed_1234_5678_9abc);
+    let mut sent = 0;
+    for _ in 0..150 {
+        let socket = connect(&rig.socket);
+        socket.set_read_timeout(Some(std::time::Duration::from_millis(1))).unwrap();
+        let mut hello = message(0, VERSION, 0, &le(&[(0, 2), (random.below(2), 2)]));
+        for n in 1..=80 {
+            let fds: Vec<_> = (0..random.below(20).saturating_sub(15)).map(|_| rig.file.as_fd()).collect();
+            if try_send(&socket, &hello, &fds).is_err() {
+                break;
+            }
+            sent += 1;
+            hello = random.message(n);
+        }
+        // Whatever came back: nothing of it is waited for, and none of it may be left to fill the socket.
+        let _ = std::io::Read::read(&mut &socket, &mut [0; 65536]);
+    }
+    assert!(sent > 2000, "{sent} messages");
+    eventually("the last one is gone", || !rig.server.status().connected);
+    let client = rig.client(DmaLayout::Specified);
+    assert_eq!(client.config32(8) >> 8, 0x01_0802);
+    assert_eq!((client.register32(0x14), client.register32(8)), (0, 0x2_0100));
+    assert_eq!((rig.server.status().mapped_ranges, rig.server.status().message_ranges), (0, 0));
+}

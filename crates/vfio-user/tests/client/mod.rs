@@ -111,6 +111,10 @@ pub fn connect(path: &Path) -> UnixStream {
 }
 
 pub fn send_with(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    try_send(socket, bytes, fds).unwrap();
+}
+
+pub fn try_send(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), rustix::io::Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
@@ -118,10 +122,10 @@ pub fn send_with(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
     }
     let mut sent = 0;
     while sent < bytes.len() {
-        let n = sendmsg(socket, &[IoSlice::new(&bytes[sent..])], &mut control, SendFlags::NOSIGNAL).unwrap();
-        sent += n;
+        sent += sendmsg(socket, &[IoSlice::new(&bytes[sent..])], &mut control, SendFlags::NOSIGNAL)?;
         control = SendAncillaryBuffer::default();
     }
+    Ok(())
 }
 
 /// One message as it comes: header and body.
