@@ -135,6 +135,18 @@ test('a VF that somebody has bound is not taken', async (t) => {
   t.is(fn.location?.address, '0000:01:00.2');
 });
 
+test('what others have set up is not free', async (t) => {
+  const { host, controlling } = await opened();
+  await (await provisionFunction(controlling, spec())).release();
+  const free = async (): Promise<number | undefined> =>
+    (await controlling.capacity()).find((c) => c.kind === 'vf')?.free;
+  t.is(await free(), 4);
+  await host.assign(2, 'vq', 2);
+  t.is(await free(), 3);
+  await provisionFunction(controlling, spec());
+  t.is(await free(), 2);
+});
+
 test('explain says that a PF without it has no host managed live migration, and asks for nothing it lacks', async (t) => {
   const { host, controlling } = await opened();
   t.deepEqual(codesOf(await controlling.explain()), ['controlling-function-cannot-migrate', 'no-dirty-tracking']);

@@ -259,6 +259,42 @@ test('explain opens nothing and names every reason with its mend', async (t) => 
   t.is(host.log.filter((l) => l.startsWith('open vfio')).length, 0);
 });
 
+test('what VFIO needs is asked for before anything is touched', async (t) => {
+  for (const [spoil, message] of [
+    [(host: FakeHost) => Object.assign(host.functions.get(VF) ?? {}, { iommuGroup: null }), /no IOMMU group/],
+    [
+      (host: FakeHost) => {
+        Object.assign(host.functions.get(VF) ?? {}, { iommuGroup: null });
+        host.kernelFacts.iommu = false;
+      },
+      /intel_iommu=on/,
+    ],
+    [(host: FakeHost) => Object.assign(host.kernelFacts, { pciDrivers: [], vfioAliases: [] }), /modprobe vfio-pci/],
+  ] as const) {
+    const { host, controlling } = await withPool();
+    spoil(host);
+    const fn = await provisionFunction(controlling, { ...spec(), migration: false });
+    const before = host.snapshot();
+    const first = host.calls;
+    await t.throwsAsync(fn.expose('vfio'), { code: 'ERR_TOWLINE_EXPOSURE', message });
+    t.deepEqual(host.snapshot(), before);
+    t.deepEqual(
+      host.log.slice(first).filter((l) => !['kernel', 'pci'].includes(l)),
+      [],
+    );
+  }
+});
+
+test('a driver that refuses the VF is told, and the one before has it again', async (t) => {
+  const { host, controlling } = await withPool();
+  const fn = await provisionFunction(controlling, spec('kernel'));
+  host.refusing.add('mlx5_vfio_pci');
+  const before = host.snapshot();
+  await t.throwsAsync(fn.expose('vfio'), { code: 'ERR_TOWLINE_EXPOSURE', message: /did not take it/ });
+  t.deepEqual(host.snapshot(), before);
+  t.like(fn, { exposure: 'kernel', state: 'exposed' });
+});
+
 test('a VF whose PF is on vfio-pci needs its token', async (t) => {
   for (const [token, expected] of [
     [undefined, ['vf-token-needed']],

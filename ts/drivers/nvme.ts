@@ -40,7 +40,12 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
   async capacity(): Promise<readonly KindCapacity[]> {
     this.checkOpen();
     const controllers = (await this.#backend.controllers()).filter((c) => !c.controlling);
-    const taken = (kind: string): number => this.known().filter((f) => f.kind === kind).length;
+    const secondaries = await this.#backend.admin.secondaries();
+    // What others have set up is as little free as what this process has.
+    const used = new Set(secondaries.filter((s) => s.online || s.vq > 0 || s.vi > 0).map((s) => s.cntlid));
+    const taken = (kind: string): number =>
+      this.known().filter((f) => f.kind === kind).length +
+      controllers.filter((c) => c.kind === kind && used.has(c.cntlid) && !this.#knows(c.cntlid)).length;
     const { vf, siov } = this.#backend.limits;
     const pf = controllers.filter((c) => c.kind === 'pf').length;
     return [

@@ -1,0 +1,109 @@
+// One `towline provision` at a real NVMe controller: everything from the resources of the PF to the kernel's driver, and what explain and
+// release say of it. Judged by nvme-cli and sysfs.
+import assert from 'node:assert/strict';
+import { spawn, type ChildProcess } from 'node:child_process';
+import { writeFile } from 'node:fs/promises';
+import { after, before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+
+import { diskOf, run, secondaries, sys } from '../nvme.js';
+import { attribute, driverOf, vfsOf } from '../pci.js';
+
+/** Where the machine `sriov` has it. */
+const PF = '0000:01:00.0';
+const cli = fileURLToPath(new URL('../../../../dist/cli/main.js', import.meta.url));
+const socket = ['--socket', '/tmp/provision.sock'];
+let serving: ChildProcess;
+
+/** The command's JSON and its exit code. */
+async function towline(...args: string[]): Promise<{ code: number; json: Record<string, unknown>; text: string }> {
+  const [command = '', ...rest] = args;
+  const all = [cli, command, ...socket, '--json', ...rest];
+  const { code, stdout, stderr } = await run(process.execPath, all).then(
+    (done) => ({ code: 0, ...done }),
+    (failed: { code?: number; stdout?: string; stderr?: string }) => ({
+      code: failed.code ?? -1,
+      stdout: failed.stdout ?? '',
+      stderr: failed.stderr ?? '',
+    }),
+  );
+  const line = stdout.trim().split('\n').at(-1) ?? '';
+  return { code, json: line === '' ? {} : (JSON.parse(line) as Record<string, unknown>), text: stdout + stderr };
+}
+
+before(async () => {
+  const args = [
+    'serve',
+    ...socket,
+    '--journal',
+    '/tmp/provision-journal',
+    '--memory',
+    '0',
+    '--controlling',
+    `nvme:${PF}`,
+  ];
+  serving = spawn(process.execPath, [cli, ...args, '--json'], { stdio: ['ignore', 'pipe', 'inherit'] });
+  await new Promise<void>((resolve, reject) => {
+    serving.stdout?.once('data', () => resolve());
+    serving.once('exit', (code) => reject(new Error(`serve ended with ${code}`)));
+  });
+});
+
+test('one command provisions a VF to the driver of the kernel', async () => {
+  assert.equal(await attribute(PF, 'sriov_numvfs'), '0');
+  const resources = ['--queues', '1', '--vectors', '1', '--namespace', '1'];
+  const made = await towline(
+    'provision',
+    '--kind',
+    'vf',
+    '--name',
+    'one',
+    ...resources,
+    '--migration',
+    'off',
+    '--expose',
+    'kernel',
+  );
+  assert.equal(made.code, 0, made.text);
+  const [vf = ''] = await vfsOf(PF);
+  assert.equal(await driverOf(vf), 'nvme');
+  const [first] = await secondaries('nvme0');
+  assert.deepEqual([first?.online, first?.queues, first?.vectors], [true, 2, 1]);
+  await run('dd', [`if=${await diskOf(vf)}`, 'of=/dev/null', 'bs=64k', 'count=4', 'iflag=direct']);
+});
+
+test('it is taken to vfio-pci, explained, and given back', async () => {
+  const [vf = ''] = await vfsOf(PF);
+  const exposed = await towline('expose', 'one', '--as', 'vfio');
+  assert.equal(exposed.code, 0, exposed.text);
+  assert.equal(await driverOf(vf), 'vfio-pci');
+  const explained = await towline('explain', 'one');
+  assert.match(explained.text, /controlling-function-cannot-migrate/);
+  const released = await towline('release', 'one');
+  assert.equal(released.code, 0, released.text);
+  assert.equal(await driverOf(vf), undefined);
+  for (const s of await secondaries('nvme0')) assert.deepEqual([s.online, s.queues, s.vectors], [false, 0, 0]);
+});
+
+test('what can not be is told in words, and leaves nothing', async () => {
+  for (const [args, words] of [
+    [['--namespace', '77', '--migration', 'off'], /has no namespace 77/],
+    [['--queues', '30', '--migration', 'off'], /VQ|queue|resource/i],
+    [['--namespace', '1'], /OACS bit 11/],
+  ] as const) {
+    const refused = await towline('provision', '--kind', 'vf', ...args);
+    assert.notEqual(refused.code, 0);
+    assert.match(refused.text, words);
+    assert.doesNotMatch(refused.text, /\n\s+at /, 'no stack trace');
+    for (const s of await secondaries('nvme0')) assert.deepEqual([s.online, s.queues, s.vectors], [false, 0, 0]);
+  }
+});
+
+after(async () => {
+  serving.removeAllListeners('exit');
+  const ended = new Promise((resolve) => serving.once('exit', resolve));
+  serving.kill('SIGINT');
+  await ended;
+  await writeFile(`${sys(PF)}/sriov_numvfs`, '0');
+  await writeFile(`${sys(PF)}/sriov_drivers_autoprobe`, '1');
+});
