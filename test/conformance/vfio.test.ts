@@ -36,6 +36,8 @@ test('two devices pass, and are closed', async (t) => {
   );
   t.true(results.filter((r) => r.outcome === 'passed').length > 10);
   t.true(results.some((r) => r.check.startsWith('dirty/') && r.outcome === 'passed'));
+  for (const uuid of UUIDS)
+    t.is(await fake.devices.get(uuid)?.channel.state(), 'running', 'none is left where a check had it');
   t.deepEqual([...fake.open], []);
 });
 

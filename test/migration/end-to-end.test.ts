@@ -171,6 +171,9 @@ for (const name of ['pause', 'verify', 'sections'] as const) {
     const error = failure(settled.source);
     t.is(error.code, 'ERR_TOWLINE_ROLLED_BACK');
     t.is((error.details as { report: MigrationReport }).report.outcome, 'rolled-back');
+    const cause = error.cause as { code: string; message: string };
+    t.is(cause.code, name === 'verify' ? 'ERR_TOWLINE_VERIFY' : 'ERR_TOWLINE_HOOK');
+    t.regex(cause.message, name === 'sections' ? /the sections\.x hook failed: no/ : new RegExp(`the ${name} hook`));
     t.is(source.device.now, 'running');
     t.is(source.device.resets, 0);
     t.is(resumed, 1);

@@ -542,13 +542,29 @@ test('a session in doubt that is still there is settled by what recover learned'
   await t.throwsAsync(both.source.commit(), { code: 'ERR_TOWLINE_IN_DOUBT' });
   t.is(both.source.state, 'in-doubt');
   t.is(both.device.source.device.now, 'stop-copy');
+  const { doubt } = both.device.source;
+  t.is(doubt?.session, both.source.id);
+  t.false(await doubt?.settled());
   await waiting;
   t.is(await both.source.settle('unknown'), 'in-doubt');
   const session = both.pair.journals.destination.sessions()[0];
   t.is(session?.verdict, 'refuse');
+  t.is(both.device.source.doubt, doubt, 'nobody knows yet');
   t.is(await both.source.settle('refused'), 'resume-source');
+  t.is(both.device.source.doubt, undefined);
   await both.source.abort();
   both.rolledBack();
+});
+
+test('a session that is closed between the intent and its end leaves its functions in doubt', async (t) => {
+  const both = vmms(t, 'caller');
+  await both.prepareBoth();
+  t.is(both.device.source.doubt, undefined);
+  await both.source.intent();
+  t.is(both.device.source.doubt, undefined, 'the caller knows what it does');
+  await both.source.close();
+  t.is(both.device.source.doubt?.session, both.source.id);
+  t.is(both.pair.journals.source.sessions()[0]?.verdict, 'in-doubt');
 });
 
 test('state that is damaged on its way is refused, and the source runs on', async (t) => {

@@ -7,6 +7,7 @@ import type { DirtySource, MemoryRange, PendingState, ReadResult, StateChannel }
 import type { DeviceState, MigrationFlags } from '#towline/function/state.js';
 import type { FunctionDescriptor, MigratableFunction, Reason } from '#towline/function/types.js';
 import { TowlineError } from '#towline/errors.js';
+import type { Doubt } from '#towline/migration/doubt.js';
 import type { GuestMemory } from '#towline/migration/memory.js';
 
 const MAGIC = 0x5453_4456;
@@ -20,6 +21,7 @@ export class TsDevice implements MigratableFunction {
   /** What `explain` says; empty where it can be migrated. */
   reasons: Reason[] = [];
   revision = 1;
+  doubt: Doubt | undefined;
 
   constructor(name: string, options: { uuid?: string; flags?: Partial<MigrationFlags>; ballastBytes?: number } = {}) {
     this.uuid = options.uuid ?? randomUUID();
@@ -28,6 +30,10 @@ export class TsDevice implements MigratableFunction {
       { stopCopy: true, p2p: false, preCopy: false, ...options.flags },
       options.ballastBytes ?? 100_000,
     );
+  }
+
+  setDoubt(doubt: Doubt | undefined): void {
+    this.doubt = doubt;
   }
 
   channel(): StateChannel {

@@ -96,7 +96,8 @@ export async function* conformVfio(
       };
       yield* dirtyChecks({ open: fresh }, run);
     }
-    if (run.hung === undefined) await first?.channel.reset();
+    // The state of a device may outlive its owner: none is left where a check had it.
+    if (run.hung === undefined) for (const device of open) await device.channel.reset();
   } finally {
     for (const device of open.reverse()) {
       const closed = device.close();

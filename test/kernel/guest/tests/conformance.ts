@@ -23,7 +23,8 @@ after(async () => {
   for (const uuid of UUIDS) await sh(`echo 1 > /sys/bus/mdev/devices/${uuid}/remove`);
 });
 
-const ways = existsSync('/dev/vfio/devices') ? (['group', 'cdev'] as const) : (['group'] as const);
+// The folder of devices comes with the first one; iommufd is what opening them takes.
+const ways = existsSync('/dev/iommu') ? (['group', 'cdev'] as const) : (['group'] as const);
 
 for (const by of ways) {
   test(`two mtty pass, by ${by}`, async () => {
@@ -41,8 +42,17 @@ for (const by of ways) {
     const told = values<Check>(ended);
     const checks = told.filter((c) => c.check !== undefined && typeof c.check === 'string');
     const failed = checks.filter((c) => c.outcome === 'failed');
-    assert.deepEqual(failed, []);
-    assert.equal(ended.code, 0, ended.out + ended.err);
+    if (existsSync('/dev/iommu')) {
+      assert.deepEqual(failed, []);
+      assert.equal(ended.code, 0, ended.out + ended.err);
+    } else {
+      // A kernel without iommufd has no bitmaps for a device's log (include/linux/iova_bitmap.h): that the kit finds.
+      assert.deepEqual(
+        failed.filter((c) => !c.check.startsWith('dirty/') || !c.why.includes('EOPNOTSUPP')),
+        [],
+      );
+      assert.notEqual(failed.length, 0);
+    }
     assert.ok(checks.filter((c) => c.outcome === 'passed').length > 10, ended.out);
     for (const name of ['channel/arcs', 'channel/illegal-arcs', 'loading/truncated', 'loading/foreign']) {
       assert.equal(checks.find((c) => c.check === name)?.outcome, 'passed', name);

@@ -12,7 +12,7 @@ let before_: number;
 
 before(async () => {
   before_ = await openFiles();
-  await sh('modprobe mtty; modprobe netdevsim; echo 7 1 > /sys/bus/netdevsim/new_device');
+  await sh('modprobe mtty; modprobe nvme 2>/dev/null; modprobe netdevsim; echo 7 1 > /sys/bus/netdevsim/new_device');
   const types = '/sys/devices/virtual/mtty/mtty/mdev_supported_types';
   await sh(`echo ${UUIDS[0]} > ${types}/mtty-1/create; echo ${UUIDS[1]} > ${types}/mtty-2/create`);
   for (const pf of [NVME, IGB]) {
