@@ -5,7 +5,10 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import test, { type ExecutionContext } from 'ava';
+import type { Recovered } from '#towline/index.js';
 import { ServeClient } from '#towline/serve/client.js';
+import { Host } from '#towline/serve/host.js';
+import { callMethod } from '#towline/serve/methods.js';
 import { directory, lines, serve, towline, type Serving } from '../support/cli.js';
 
 interface InDoubt {
@@ -18,13 +21,8 @@ interface InDoubt {
 /** The spec of the function at each side. */
 const spec = (uuid: string): string[] => ['--kind', 'vf', '--uuid', uuid, '--name', 'v', '--namespace', '1'];
 
-/** A source in doubt, whose destination died at `point`. */
-async function inDoubt(t: ExecutionContext, point: string): Promise<InDoubt> {
-  t.timeout(120_000);
-  const path = await directory(t);
-  const source = await serve(t, path, 'a');
-  const uuid = crypto.randomUUID();
-  t.is((await towline(source.socket, 'provision', ...spec(uuid))).code, 0);
+/** A destination that dies at `point`, once it listens. */
+async function dying(t: ExecutionContext, path: string, uuid: string, point: string) {
   const link = `unix://${join(path, 'link')}`;
   const child = spawn(
     process.execPath,
@@ -34,6 +32,17 @@ async function inDoubt(t: ExecutionContext, point: string): Promise<InDoubt> {
   t.teardown(() => child.kill('SIGKILL'));
   const died = once(child, 'exit') as Promise<[number | null, string | null]>;
   await Promise.race([once(child.stdout, 'data'), died]);
+  return { link, died };
+}
+
+/** A source in doubt, whose destination died at `point`. */
+async function inDoubt(t: ExecutionContext, point: string): Promise<InDoubt> {
+  t.timeout(120_000);
+  const path = await directory(t);
+  const source = await serve(t, path, 'a');
+  const uuid = crypto.randomUUID();
+  t.is((await towline(source.socket, 'provision', ...spec(uuid))).code, 0);
+  const { link, died } = await dying(t, path, uuid, point);
   const moved = await towline(source.socket, 'migrate', 'v', '--to', link, '--max-downtime', '60000', '--json');
   t.is(moved.code, 4, moved.out + moved.err);
   t.is((await died)[1], 'SIGKILL');
@@ -43,7 +52,10 @@ async function inDoubt(t: ExecutionContext, point: string): Promise<InDoubt> {
 }
 
 /** The destination comes back with its journal, and answers who asks. */
-async function answering(t: ExecutionContext, { path, uuid }: InDoubt): Promise<{ link: string; serving: Serving }> {
+async function answering(
+  t: ExecutionContext,
+  { path, uuid }: Pick<InDoubt, 'path' | 'uuid'>,
+): Promise<{ link: string; serving: Serving }> {
   const serving = await serve(t, path, 'b');
   t.is((await towline(serving.socket, 'provision', ...spec(uuid))).code, 0);
   const link = join(path, 'answers');
@@ -167,4 +179,33 @@ test.serial('the doubt outlives the source: what is provisioned again with that 
   // What was in doubt went with its holder; the new one is not touched.
   t.like(lines(recovered.out)[0], { verdict: 'released', settled: [] });
   t.deepEqual(await explained(source.socket), [0, []]);
+});
+
+test.serial('a function that can not be released after it was recovered is told so, with the reason', async (t) => {
+  t.timeout(120_000);
+  const path = await directory(t);
+  const uuid = crypto.randomUUID();
+  const host = await Host.open({
+    embedded: [{ name: 'a', namespaces: [{ path: join(path, 'namespace'), sizeBytes: 4n << 20n }] }],
+    journal: join(path, 'journal-a'),
+    memoryBytes: 4n << 20n,
+  });
+  t.teardown(() => host.close());
+  await host.provision(undefined, { kind: 'vf', uuid, name: 'v', namespaces: [1] }, {});
+  const context = { signal: new AbortController().signal, emit: () => undefined };
+  const { link, died } = await dying(t, path, uuid, 'destination:commit-durable');
+  const policy = { maxDowntimeMs: 60_000 };
+  await t.throwsAsync(callMethod(host, 'migrate', { functions: ['v'], to: link, policy }, context), {
+    code: 'ERR_TOWLINE_IN_DOUBT',
+  });
+  await died;
+  const answers = await answering(t, { path, uuid });
+  const release = host.release.bind(host);
+  host.release = async () => {
+    throw new Error('the device does not let go');
+  };
+  const recovered = (await callMethod(host, 'recover', { peer: answers.link }, context)) as Recovered[];
+  t.is(recovered[0]?.verdict, 'released', 'the verdict stands');
+  t.like(recovered[0]?.settled[0], { function: uuid, action: 'failed', why: 'the device does not let go' });
+  host.release = release;
 });
