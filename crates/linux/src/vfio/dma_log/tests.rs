@@ -94,7 +94,7 @@ impl LogPort for Fake {
             }
             *n -= 1;
         }
-        assert!(range.gpa % page_size == 0 && range.len % page_size == 0);
+        assert!(range.gpa.is_multiple_of(page_size) && range.len.is_multiple_of(page_size));
         assert!(d.ranges.iter().any(|r| r.gpa <= range.gpa && range.gpa + range.len <= r.gpa + r.len), "{range:?}");
         assert!(bitmap.len() as u64 * 64 >= range.len / page_size);
         let here: Vec<u64> = d.wrote.range(range.gpa..range.gpa + range.len).copied().collect();
