@@ -2,6 +2,7 @@
  * The driver `devlink`: functions behind the ports of a device's switch, set up through the kernel's devlink interface before anybody sees
  * them (net/devlink/port.c): VFs, and subfunctions (SF).
  */
+import { hostname } from 'node:os';
 import { throwIfAborted, type WaitOptions } from '../abort.js';
 import { TowlineError, unwrapFault } from '../errors.js';
 import type { ControlledFunction, FunctionConfig, FunctionKind, FunctionSpec, Reason } from '../function/types.js';
@@ -98,7 +99,7 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
     for (const port of ports) {
       const kind = kindOf(port);
       if (kind === undefined || this.#knows(port) || this.#isFree(port, pf, pci)) continue;
-      const identity = { uuid: derivedUuid(`towline ${portName(port)}`), name: portName(port) };
+      const identity = { uuid: derivedUuid(`towline ${hostname()} ${portName(port)}`), name: portName(port) };
       const migration = port.function?.migratable === true;
       const fn = this.#make(port, pf, identity, { kind, migration });
       fn.advance('provisioned');
