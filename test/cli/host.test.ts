@@ -3,7 +3,7 @@ import { readdirSync, readlinkSync } from 'node:fs';
 import { release } from 'node:os';
 import { basename, join } from 'node:path';
 import test from 'ava';
-import { directory, lines, towline, type Ended } from '../support/cli.js';
+import { directory, lines, serve, towline, type Ended } from '../support/cli.js';
 
 const NOWHERE = '/nowhere/serve.sock';
 const PCI = '/sys/bus/pci/devices';
@@ -81,7 +81,7 @@ test('explain tells of any PCI function of this host', async (t) => {
 
 test('what this host does not have is told by a typed error', async (t) => {
   const path = await directory(t);
-  const serve = (word: string): string[] => [
+  const opening = (word: string): string[] => [
     'serve',
     '--controlling',
     word,
@@ -95,11 +95,15 @@ test('what this host does not have is told by a typed error', async (t) => {
   const cases: [args: string[], exit: number, code: string][] = [
     [['explain', 'ffff:ff:1f.7'], 5, 'ERR_TOWLINE_GONE'],
     [['explain', 'nobody'], 5, 'ERR_TOWLINE_GONE'],
-    [serve('nvme:/dev/nvme999'), 5, 'ERR_TOWLINE_NOT_FOUND'],
-    [serve('sriov:ffff:ff:1f.7'), 5, 'ERR_TOWLINE_NOT_FOUND'],
-    [serve('sriov:what'), 2, 'ERR_TOWLINE_INVALID_ARGUMENT'],
-    [serve('mdev:nobody'), 5, 'ERR_TOWLINE_NOT_FOUND'],
-    [serve('devlink:pci/ffff:ff:1f.7'), devlink ? 5 : 3, devlink ? 'ERR_TOWLINE_NOT_FOUND' : 'ERR_TOWLINE_UNSUPPORTED'],
+    [opening('nvme:/dev/nvme999'), 5, 'ERR_TOWLINE_NOT_FOUND'],
+    [opening('sriov:ffff:ff:1f.7'), 5, 'ERR_TOWLINE_NOT_FOUND'],
+    [opening('sriov:what'), 2, 'ERR_TOWLINE_INVALID_ARGUMENT'],
+    [opening('mdev:nobody'), 5, 'ERR_TOWLINE_NOT_FOUND'],
+    [
+      opening('devlink:pci/ffff:ff:1f.7'),
+      devlink ? 5 : 3,
+      devlink ? 'ERR_TOWLINE_NOT_FOUND' : 'ERR_TOWLINE_UNSUPPORTED',
+    ],
     [['conformance', '--vfio', 'ffff:ff:1f.7', '--destructive'], 5, 'ERR_TOWLINE_NOT_FOUND'],
     [['conformance', '--vfio', 'ffff:ff:1f.7'], 3, 'ERR_TOWLINE_REFUSED'],
     [['conformance'], 2, 'ERR_TOWLINE_INVALID_ARGUMENT'],
@@ -116,7 +120,7 @@ test('what this host does not have is told by a typed error', async (t) => {
     t.true(shown.err.startsWith('towline: '), shown.err);
     t.true(isClear(shown), shown.err);
   }
-  t.is((await towline(NOWHERE, ...serve('bogus:1'))).code, 2);
+  t.is((await towline(NOWHERE, ...opening('bogus:1'))).code, 2);
   t.deepEqual(entries(path), ['journal'], 'no socket is left');
 });
 
@@ -126,4 +130,30 @@ test('a PCI function of this host that is not on VFIO is neither opened nor chec
   const ended = await towline(NOWHERE, 'conformance', '--vfio', ordinary, '--destructive', '--json');
   t.is(ended.code, 3);
   t.like(lines(ended.out)[0], { error: { code: 'ERR_TOWLINE_UNSUPPORTED' } });
+});
+
+test('a function of an embedded subsystem is no device of this host: its exposures refuse, and nothing is left', async (t) => {
+  const path = await directory(t);
+  const { socket } = await serve(t, path, 'a');
+  for (const exposure of ['kernel', 'vfio']) {
+    const refused = await towline(socket, 'provision', '--kind', 'vf', '--expose', exposure, '--json');
+    t.is(refused.code, 3);
+    t.like(lines(refused.out)[0], { error: { code: 'ERR_TOWLINE_EXPOSURE' } });
+    const shown = await towline(socket, 'provision', '--kind', 'vf', '--expose', exposure);
+    t.regex(shown.err, /this function is no device of this host/);
+    t.true(isClear(shown), shown.err);
+  }
+  const listed = lines((await towline(socket, 'list', '--json')).out) as { functions: unknown[]; serving: boolean }[];
+  t.like(listed[0], { functions: [], serving: true });
+});
+
+test('a VFIO device that is asked for by a serving process is told from its functions', async (t) => {
+  const path = await directory(t);
+  const { socket } = await serve(t, path, 'a');
+  const [address] = entries(PCI);
+  if (address === undefined) return t.fail('a machine without PCI can not show it');
+  const ended = await towline(socket, 'explain', address, '--json');
+  const [told] = lines(ended.out) as { function: { address: string } }[];
+  t.is(told?.function.address, address, 'the host answers for what nobody serves');
+  t.is((await towline(socket, 'explain', 'nobody', '--json')).code, 5);
 });
