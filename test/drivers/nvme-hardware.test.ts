@@ -162,6 +162,14 @@ test('explain says that a PF without it has no host managed live migration, and 
   t.is(fn.exposure, 'vfio');
 });
 
+test('a process that has its VFIO device open uses it', async (t) => {
+  const { host, controlling } = await opened();
+  const fn = await provisionFunction(controlling, spec('vfio'));
+  t.false(await fn.inUse?.());
+  host.opened.set('/dev/vfio/devices/vfio0', 4711);
+  t.true(await fn.inUse?.());
+});
+
 test('without host managed live migration a variant driver migrates its VFs', async (t) => {
   const host = new FakeNvmeHost();
   host.kernelFacts.vfioAliases.push({

@@ -52,6 +52,8 @@ export interface NvmeBackend {
   reset(cntlid: number): Promise<void>;
   /** Whether somebody has it, so that it is not free, whatever it was given. */
   isTaken?(cntlid: number): Promise<boolean>;
+  /** Whether another process has its VFIO device open. */
+  isOpen?(cntlid: number): Promise<boolean>;
   /** Where it is on this host. */
   location?(cntlid: number): FunctionLocation | undefined;
   /** How it can be made visible. */

@@ -65,9 +65,10 @@ export class NvmeFunction extends BaseFunction {
     await this.#backend.migratesBy?.(this.cntlid)?.close();
   }
 
-  /** Whether a host has it enabled now. */
+  /** Whether a host has it enabled now, or another process its VFIO device open. */
   async inUse(): Promise<boolean> {
-    return (await this.#backend.controllers()).some((c) => c.cntlid === this.cntlid && c.enabled);
+    if ((await this.#backend.controllers()).some((c) => c.cntlid === this.cntlid && c.enabled)) return true;
+    return (await this.#backend.isOpen?.(this.cntlid)) === true;
   }
 
   async descriptor(): Promise<FunctionDescriptor> {

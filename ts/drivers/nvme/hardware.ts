@@ -11,7 +11,7 @@ import type { DiscoveredController } from '../driver.js';
 import type { HostPort, PciFunction } from '../host/port.js';
 import { pciAddress, pciFunction } from '../host/words.js';
 import { VfPool, type UndoPool, type VfPoolOptions } from '../pool.js';
-import { explainPci } from '../vfio/explain.js';
+import { explainPci, vfioOpeners } from '../vfio/explain.js';
 import { VfioHandle, type VfioOpenOptions } from '../vfio/handle.js';
 import { isVfioDriver, variantDriver } from '../vfio/variant.js';
 import type { NvmeAdmin, NvmeIdentify, NvmeResource } from './admin.js';
@@ -236,6 +236,13 @@ export class HardwareBackend implements NvmeBackend {
   async isTaken(cntlid: number): Promise<boolean> {
     const address = this.#addresses.get(cntlid);
     return address !== undefined && (await pciFunction(this.#host, address)).driver !== null;
+  }
+
+  async isOpen(cntlid: number): Promise<boolean> {
+    const address = this.#addresses.get(cntlid);
+    if (address === undefined) return false;
+    const pci = await pciFunction(this.#host, address);
+    return isVfioDriver(pci.driver, await this.#host.kernel()) && (await vfioOpeners(this.#host, pci)).length > 0;
   }
 
   location(cntlid: number): FunctionLocation | undefined {

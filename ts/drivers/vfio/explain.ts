@@ -83,11 +83,7 @@ async function explainOwner(
   }
   // Who lent its descriptor has it open, and knows.
   if (handle.borrowed) return reasons;
-  const paths = [
-    ...(device.vfioDevice === null ? [] : [`/dev/vfio/devices/${device.vfioDevice}`]),
-    ...(device.iommuGroup === null ? [] : [`/dev/vfio/${device.iommuGroup}`]),
-  ];
-  const pids = await host.openers(paths);
+  const pids = await vfioOpeners(host, device);
   return [
     ...reasons,
     ...inUseReasons(
@@ -95,4 +91,15 @@ async function explainOwner(
       pids.map((pid) => ({ pid, name: null })),
     ),
   ];
+}
+
+/** Other processes that have its VFIO device or its group open. */
+export function vfioOpeners(
+  host: HostPort,
+  device: { readonly iommuGroup: number | null; readonly vfioDevice: string | null },
+): Promise<readonly number[]> {
+  return host.openers([
+    ...(device.vfioDevice === null ? [] : [`/dev/vfio/devices/${device.vfioDevice}`]),
+    ...(device.iommuGroup === null ? [] : [`/dev/vfio/${device.iommuGroup}`]),
+  ]);
 }

@@ -14,6 +14,7 @@ import type { DeviceState, MigrationFlags } from '../../function/state.js';
 import type { GuestMemory } from '../../migration/memory.js';
 import type { NativeStateChannel } from '../../native/binding.js';
 import type { HostPort, OpenVfio, VfioInfo } from '../host/port.js';
+import { UntrackedWrites } from './untracked.js';
 
 /** How the VFIO device of a function is opened. */
 export interface VfioOpenOptions {
@@ -21,7 +22,10 @@ export interface VfioOpenOptions {
   by?: 'auto' | 'group' | 'cdev' | undefined;
   /** UUID of the VF token, needed where the PF is bound to vfio-pci. */
   token?: string | undefined;
-  /** Let the IOMMU track what the device writes, where it can and the device does not. Default: true. */
+  /**
+   * Let the IOMMU track what the device writes, where it can and the device does not. Default: true. For a device whose descriptor somebody else
+   * lent, `false` says that its opener tracks it, and gives that dirty source to the migration itself.
+   */
   dirtyTracking?: boolean | undefined;
 }
 
@@ -36,6 +40,7 @@ export class VfioHandle {
   #opening: Promise<OpenVfio> | undefined;
   #fd: number | null = null;
   #memory: GuestMemory | undefined;
+  #untracked: UntrackedWrites | undefined;
 
   constructor(host: HostPort, name: string, options: VfioOpenOptions = {}) {
     this.#host = host;
@@ -120,12 +125,16 @@ export class VfioHandle {
   }
 
   /**
-   * Who tells what it wrote; none where nobody can.
+   * Who tells what it wrote. Where nobody can, all of guest memory counts as written at every harvest; none is left out only for a device whose
+   * opener said, by `dirtyTracking: false`, that it tracks it itself.
    * @throws TowlineError `ERR_TOWLINE_STATE` while it is not open: no source would read as "writes nothing".
    */
   dirtySources(): readonly DirtySource[] {
     const { source } = this.opened();
-    return source === null ? [] : [source];
+    if (source !== null) return [source];
+    if (this.borrowed && this.#options.dirtyTracking === false) return [];
+    this.#untracked ??= new UntrackedWrites();
+    return [this.#untracked];
   }
 
   /** The open device. @throws TowlineError `ERR_TOWLINE_STATE` while it is not. */
