@@ -20,14 +20,20 @@ use crate::promise::run;
 
 impl From<AdminError> for Fault {
     fn from(e: AdminError) -> Self {
-        let code = match &e {
-            AdminError::Transport { source: TransportError::Timeout { .. }, .. } => "ERR_TOWLINE_TIMEOUT",
-            AdminError::Transport { .. } => "ERR_TOWLINE_GONE",
-            AdminError::Request { .. } => "ERR_TOWLINE_INVALID_ARGUMENT",
-            _ => "ERR_TOWLINE_DEVICE",
+        // EPERM and EACCES: passthrough needs CAP_SYS_ADMIN, and some features are the kernel's own.
+        let (code, errno) = match &e {
+            AdminError::Transport { source, .. } => match source {
+                TransportError::Timeout { .. } => ("ERR_TOWLINE_TIMEOUT", None),
+                TransportError::Io { errno: errno @ (1 | 13), .. } => ("ERR_TOWLINE_PERMISSION", Some(*errno)),
+                TransportError::Io { errno, .. } => ("ERR_TOWLINE_SYSTEM", Some(*errno)),
+                TransportError::Unsendable { .. } => ("ERR_TOWLINE_LIMIT", None),
+                _ => ("ERR_TOWLINE_GONE", None),
+            },
+            AdminError::Request { .. } => ("ERR_TOWLINE_INVALID_ARGUMENT", None),
+            _ => ("ERR_TOWLINE_DEVICE", None),
         };
         let status = e.status().map(|s| u16::from(s.sct) << 8 | u16::from(s.sc));
-        Self { nvme_status: status, ..Self::new(code, e.to_string()) }
+        Self { errno, nvme_status: status, ..Self::new(code, e.to_string()) }
     }
 }
 

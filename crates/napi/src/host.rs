@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use towline_linux::host::HostKernel;
 use towline_linux::mdev::{self, MdevParent};
 use towline_linux::nvme::{NvmePassthrough, SecondaryReset};
-use towline_linux::pci::{PciControl, PciFunction, functions};
+use towline_linux::pci::{PciAddress, PciControl, PciFunction, functions};
 use towline_linux::sysfs::{HostError, HostErrorKind, Sysfs};
 use towline_nvme::admin::AdminClient;
 use towline_nvme::hmlm::FunctionReset;
