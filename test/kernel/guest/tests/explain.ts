@@ -16,7 +16,9 @@ let descriptors: number;
 
 before(async () => {
   descriptors = await openFiles();
-  await sh('modprobe mtty; modprobe nvme 2>/dev/null; until [ "$(cat /sys/class/nvme/nvme0/state)" = live ]; do sleep 0.1; done');
+  await sh(
+    'modprobe mtty; modprobe nvme 2>/dev/null; until [ "$(cat /sys/class/nvme/nvme0/state)" = live ]; do sleep 0.1; done',
+  );
   await sh(`echo ${UUID} > /sys/devices/virtual/mtty/mtty/mdev_supported_types/mtty-2/create`);
   for (const pf of [NVME, IGB]) {
     await sh(`cd /sys/bus/pci/devices/${pf}; echo 0 > sriov_drivers_autoprobe; echo 2 > sriov_numvfs`);
