@@ -181,6 +181,16 @@ test('a BAR filter stands before the guest; doorbells that are mapped are refuse
   t.is(await (await VfioUserClient.connect(socket('pf'))).read32(BAR0, 8), 0x20100);
 });
 
+test('a filter by the function’s own call', async (t) => {
+  const { controlling, socket } = await place(t);
+  const fn = await provisionFunction(controlling, { kind: 'siov', queues: 2, vectors: 3 });
+  const filter = barPolicy(0x2000n).deny('version', 8n, 4n, 'zeros', 'read').compile();
+  await fn.expose('vfio-user', { socketPath: socket('siov'), filter });
+  const client = await VfioUserClient.connect(socket('siov'));
+  t.is(await client.read32(BAR0, 8), 0);
+  t.not(await client.read32(BAR0, 0), 0);
+});
+
 test('a serving process makes the socket where none is named, and gives the function its own memory again', async (t) => {
   const directory = mkdtempSync(join(tmpdir(), 'towline-vu-'));
   t.teardown(() => rmSync(directory, { recursive: true }));

@@ -2,6 +2,7 @@
  * Controlled functions: what is provisioned, exposed and migrated. The calls are the same for every kind.
  */
 import type { WaitOptions } from '../abort.js';
+import type { BarFilter } from '../bar/filter.js';
 import type { Doubt } from '../migration/doubt.js';
 import type { Migration } from '../migration/migration.js';
 import type { MigrateOptions } from '../migration/options.js';
@@ -171,6 +172,8 @@ export interface FunctionLocation {
 export interface ExposeOptions extends WaitOptions {
   /** Path of the UNIX socket that `vfio-user` serves on; nothing may be there. */
   socketPath?: string | undefined;
+  /** Stands before BAR 0 on a `vfio-user` socket; its BAR has to be as long as the function's, 8 KiB but for a controlling PF. */
+  filter?: BarFilter | undefined;
 }
 
 /** How one exposure shows and hides one function. The driver that made the function knows. */

@@ -70,7 +70,7 @@ export class EmbeddedBackend implements NvmeBackend {
     let last: string | undefined;
     return {
       'vfio-user': {
-        show: async ({ socketPath = last }: ExposeOptions = {}) => {
+        show: async ({ socketPath = last, filter }: ExposeOptions = {}) => {
           if (this.#servers.has(cntlid)) return;
           if (socketPath === undefined) {
             throw new TowlineError(
@@ -79,7 +79,9 @@ export class EmbeddedBackend implements NvmeBackend {
             );
           }
           const path = resolve(socketPath);
-          const server = await native(() => this.#subsystem.exposeVfioUser(cntlid, path, {}));
+          const server = await native(() =>
+            this.#subsystem.exposeVfioUser(cntlid, path, filter === undefined ? {} : { filter: filter.toBytes() }),
+          );
           this.#servers.set(cntlid, { server, path });
           last = path;
         },
