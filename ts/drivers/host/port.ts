@@ -196,16 +196,19 @@ export class NativeHostPort implements HostPort {
   async openVfio(options: VfioOptions, deviceFd: number | null): Promise<OpenVfio> {
     const device = await this.#call((h) => h.openVfio(JSON.stringify(options), deviceFd));
     try {
-      const source = device.dirtySource();
+      const handle = device.dirtySource();
+      const source = handle === null ? null : wrapDirtySource(handle);
       const channel = wrapStateChannel(device.stateChannel());
       return {
         info: JSON.parse(device.info()) as VfioInfo,
         channel,
-        source: source === null ? null : wrapDirtySource(source),
+        source,
         mapMemory: (memory) => native(() => device.mapMemory(memory.native())),
         unmapMemory: () => native(() => device.unmapMemory()),
         close: async () => {
+          // Each of them keeps the device open, and a device that is open can't be removed.
           await channel.close();
+          await source?.close();
           await native(() => device.close());
         },
       };
