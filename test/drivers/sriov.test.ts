@@ -330,6 +330,38 @@ test('its channel opens the device once, and hiding it lets go', async (t) => {
   t.is(host.open.size, 0);
 });
 
+test('where nobody tells what it wrote, all of memory counts as written, every time', async (t) => {
+  const { host, controlling } = await opened();
+  host.untracked = true;
+  const fn = await provisionFunction(controlling, spec('vfio'));
+  await fn.open?.();
+  const [source, ...more] = fn.dirtySources();
+  t.deepEqual(more, []);
+  const ranges = [
+    { gpa: 0n, len: 0xa0000n },
+    { gpa: 0x100000n, len: 0x200000n },
+  ];
+  t.is(await source?.start(ranges, 4096), 4096);
+  for (let round = 0; round < 3; round++) t.deepEqual(await source?.harvest(), ranges);
+  await source?.stop();
+  t.deepEqual(await source?.harvest(), []);
+});
+
+test('whoever lends a device may track its writes by other means, and says so', async (t) => {
+  for (const [dirtyTracking, sources] of [
+    [undefined, 1],
+    [false, 0],
+  ] as const) {
+    const { host, controlling } = await opened({ vfio: { dirtyTracking } });
+    host.untracked = true;
+    const fn = await provisionFunction(controlling, spec('vfio'));
+    const [known] = (await controlling.list()) as unknown as { useDevice(fd: number): void }[];
+    known?.useDevice(7);
+    await fn.open?.();
+    t.is(fn.dirtySources().length, sources);
+  }
+});
+
 test('a device that somebody else has is told, and taken by its descriptor', async (t) => {
   const { host, controlling } = await opened();
   const fn = await provisionFunction(controlling, spec('vfio'));

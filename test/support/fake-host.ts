@@ -88,6 +88,8 @@ export class FakeHost implements HostPort {
   /** Kernel drivers by the device that they take. */
   kernelDrivers = new Map<number, string>([[0x101e, 'mlx5_core']]);
   /** VFIO drivers whose probe fails. */
+  /** Nobody tells what its devices write. */
+  untracked = false;
   refusing = new Set<string>();
   nvme: (NvmeAdmin & { close(): void }) | undefined;
   /** Called with the address of what is reset. */
@@ -342,11 +344,11 @@ export class FakeHost implements HostPort {
         irqs: [{ index: 2, count: fn?.vfMsixCount ?? 1, flags: 0 }],
         migration: fn?.driver === 'vfio-pci' ? 0 : 7,
         features: [],
-        dirty: 'device',
+        dirty: this.untracked ? 'none' : 'device',
         format: `vfio:fake:${name}`,
       },
       channel: device.channel,
-      source: device.source,
+      source: this.untracked ? null : device.source,
       mapMemory: async () => this.#call(`map ${name}`),
       unmapMemory: async () => this.#call(`unmap ${name}`),
       close: async () => void this.open.delete(name),
