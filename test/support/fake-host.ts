@@ -87,9 +87,9 @@ export class FakeHost implements HostPort {
   portOps = { hwAddr: true, state: true, migratable: true, new: true };
   /** Kernel drivers by the device that they take. */
   kernelDrivers = new Map<number, string>([[0x101e, 'mlx5_core']]);
-  /** VFIO drivers whose probe fails. */
   /** Nobody tells what its devices write. */
   untracked = false;
+  /** VFIO drivers whose probe fails. */
   refusing = new Set<string>();
   nvme: (NvmeAdmin & { close(): void }) | undefined;
   /** Called with the address of what is reset. */
