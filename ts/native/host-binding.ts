@@ -172,6 +172,16 @@ export interface NativeVfioDevice {
   writeRegion(index: number, offset: bigint, data: Uint8Array): Promise<void>;
   /** Wires eventfds to vectors from `start` on; -1 leaves one out. An empty list disables the index. The descriptors stay the caller's. */
   setIrqs(index: number, start: number, eventfds: number[]): Promise<void>;
+  /**
+   * The exposure's own section of a stopped PCI function: `PCI_COMMAND`, BARs, control of MSI and MSI-X, and which vectors of `index`
+   * (0 INTx, 1 MSI, 2 MSI-X; `null`: none) are wired. Eventfds don't travel.
+   */
+  saveExposure(index: number | null, wired: boolean[]): Promise<Uint8Array>;
+  /**
+   * Puts a section back, with an eventfd for each vector in order. After the guest's interrupt controller and the device's state, before
+   * `running`. The descriptors stay the caller's.
+   */
+  restoreExposure(section: Uint8Array, eventfds: number[]): Promise<void>;
   reset(): Promise<void>;
   close(): void;
 }

@@ -9,7 +9,9 @@ use napi_derive::napi;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use towline_core::channel::ChannelError;
-use towline_linux::vfio::{DirtyBy, OpenBy, OpenedWay, VfToken, VfioChannel, VfioFunction, VfioOptions};
+use towline_linux::vfio::{
+    DirtyBy, ExposureSection, OpenBy, OpenedWay, VfToken, VfioChannel, VfioExposure, VfioFunction, VfioOptions, Wiring,
+};
 
 use crate::channel::{NativeDirtySource, NativeStateChannel};
 use crate::fault::Fault;
@@ -218,6 +220,33 @@ impl NativeVfioDevice {
             }
             let fds: Vec<Option<BorrowedFd<'_>>> = own.iter().map(|fd| fd.as_ref().map(OwnedFd::as_fd)).collect();
             Ok(device.wire_irqs(index, start, &fds)?)
+        })
+    }
+
+    #[napi]
+    pub fn save_exposure<'e>(&self, env: &'e Env, index: Option<u32>, wired: Vec<bool>) -> napi::Result<Object<'e>> {
+        let wiring = index.map(|index| Wiring { index, vectors: wired });
+        self.work(env, "vfio-save-exposure", move |function| {
+            let port = VfioExposure::new(function.device(), Vec::new())?;
+            Ok(Uint8Array::new(ExposureSection::save(&port, wiring)?.encode()))
+        })
+    }
+
+    #[napi]
+    pub fn restore_exposure<'e>(
+        &self,
+        env: &'e Env,
+        section: Uint8Array,
+        eventfds: Vec<i32>,
+    ) -> napi::Result<Object<'e>> {
+        let section = ExposureSection::decode(&section).map_err(Fault::from)?;
+        if eventfds.len() > MOST_VECTORS {
+            let message = format!("{} eventfds; at most {MOST_VECTORS}", eventfds.len());
+            return Err(Fault::new("ERR_TOWLINE_LIMIT", message).into());
+        }
+        let own: Vec<OwnedFd> = eventfds.iter().map(|fd| duplicate(*fd, "an eventfd")).collect::<Result<_, _>>()?;
+        self.work(env, "vfio-restore-exposure", move |function| {
+            Ok(section.restore(&VfioExposure::new(function.device(), own)?)?)
         })
     }
 

@@ -45,7 +45,10 @@ impl VfioBar {
         &self.region
     }
 
-    /// Maps `plan` ([`Region::mmap_plan`]), in place of what was mapped before.
+    /// Maps `plan` ([`Region::mmap_plan`]), in place of what was mapped before; an empty plan unmaps all.
+    ///
+    /// While the function's memory is disabled (bit 1 of `PCI_COMMAND`), or it sleeps, the kernel answers loads and stores of what is
+    /// mapped with `SIGBUS`, which ends a process. Whoever lets a guest disable it unmaps first, and maps again once it is enabled.
     ///
     /// # Errors
     /// [`ChannelErrorKind::Limit`] for more runs than anybody maps; what the kernel said. Nothing is mapped then.
