@@ -181,6 +181,21 @@ test('a BAR filter stands before the guest; doorbells that are mapped are refuse
   t.is(await (await VfioUserClient.connect(socket('pf'))).read32(BAR0, 8), 0x20100);
 });
 
+test('the controlling function by its own call', async (t) => {
+  const { controlling, socket } = await place(t);
+  const fn = await provisionFunction(controlling, { kind: 'vf', queues: 2, vectors: 3 });
+  const hide = await controlling.exposeControlling({ socketPath: socket('pf') });
+  t.is(await (await VfioUserClient.connect(socket('pf'))).read32(BAR0, 8), 0x20100);
+  await t.throwsAsync(controlling.list(), code('ERR_TOWLINE_GONE'));
+  t.false(
+    controlling.modelControllers().some((c) => c.kind === 'vf' && c.online),
+    'a reset takes them offline',
+  );
+  t.is(fn.kind, 'vf');
+  await hide();
+  t.false(existsSync(socket('pf')));
+});
+
 test('a filter by the function’s own call', async (t) => {
   const { controlling, socket } = await place(t);
   const fn = await provisionFunction(controlling, { kind: 'siov', queues: 2, vectors: 3 });

@@ -2,9 +2,10 @@
  * The driver `embedded`: starts an NVMe subsystem in this process and gives the `nvme` driver its transport. Nothing else is
  * different from hardware: the same commands go to the admin queue of its controlling function.
  */
+import { resolve } from 'node:path';
 import { throwIfAborted, type WaitOptions } from '../abort.js';
 import { native, nativeSync, TowlineError } from '../errors.js';
-import type { ControlledFunction } from '../function/types.js';
+import type { ControlledFunction, ExposeOptions } from '../function/types.js';
 import type { GuestMemory } from '../migration/memory.js';
 import { binding } from '../native/api.js';
 import type { EmbeddedController, NativeSubsystem } from '../native/binding.js';
@@ -74,6 +75,24 @@ export class EmbeddedControllingFunction extends NvmeControllingFunction {
   async functionReset(fn: ControlledFunction): Promise<void> {
     const { cntlid } = this.#mine(fn);
     await native(() => this[kSubsystem].flr(cntlid), { function: fn.uuid });
+  }
+
+  /**
+   * Serves the controlling function itself on a vfio-user socket. Its admin queue is the client's from then on: every call of this object and its
+   * functions that commands the device fails with `ERR_TOWLINE_GONE`, and only closing is left to do. Each reset of it, of which a VMM makes one at
+   * its start, takes all VFs and SIOV-like functions offline (NVMe Base 2.1, 8.2.6): they are provisioned by the client.
+   * @returns Takes the socket away again; so does {@link close}.
+   * @throws TowlineError `ERR_TOWLINE_EXISTS` where something is at the path.
+   */
+  async exposeControlling({
+    socketPath,
+    filter,
+  }: ExposeOptions & { socketPath: string }): Promise<() => Promise<void>> {
+    const self = this.modelControllers().find(({ controlling }) => controlling);
+    if (self === undefined) throw new TowlineError('ERR_TOWLINE_CLOSED', `${this.address} is closed`);
+    const options = filter === undefined ? {} : { filter: filter.toBytes() };
+    const server = await native(() => this[kSubsystem].exposeVfioUser(self.cntlid, resolve(socketPath), options));
+    return () => native(() => server.close());
   }
 
   /** Every controller as the model sees it; for rehearsals and tests. */
