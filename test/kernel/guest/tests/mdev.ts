@@ -50,7 +50,10 @@ for (const by of ['group', 'cdev'] as const) {
         assert.equal(await channel.state(), to);
         if (hasDebugfs()) assert.equal(await kernelState(fn.uuid), to);
       }
+      // The kernel removes it only once nobody has it open: what was left open would make this wait.
+      const begun = performance.now();
       await fn.release();
+      assert.ok(performance.now() - begun < 30_000, 'something kept the device open');
       assert.equal(exists(fn.uuid), false);
       assert.equal(await available('mtty-2'), before2);
       await own.close();
