@@ -68,6 +68,9 @@ const plug = (/** @type {number} */ n, /** @type {string} */ id, isThere = true)
 /** Hot plug by the ports themselves: the kernel has no driver for the one by ACPI. */
 const nativeHotPlug = '-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off';
 
+/** For test/kernel/host/servers.ts, which says why. */
+const consoles = '-device virtio-gpu-pci,max_outputs=16';
+
 export const machines = /** @satisfies {Record<string, Machine>} */ ({
   /** Five mtty devices in `$mttys` (two of a model, one of another, two more), and a PCI function that doesn't migrate in `$pci`. */
   mtty: {
@@ -90,9 +93,18 @@ export const machines = /** @satisfies {Record<string, Machine>} */ ({
   },
   /** A PF, a VF and a SIOV-like function of an embedded subsystem (test/kernel/host/judge.ts) at 0000:01:00.0, 02 and 03. */
   judge: {
-    devices: [nativeHotPlug, plug(1, 'pf'), plug(2, 'vf'), plug(3, 'siov')],
-    append: 'nvme_core.io_timeout=10 nvme_core.admin_timeout=10',
+    devices: [nativeHotPlug, consoles, plug(1, 'pf'), plug(2, 'vf'), plug(3, 'siov')],
+    // Without multipath each controller has a disk of its own, also where they share a namespace.
+    append: 'nvme_core.io_timeout=10 nvme_core.admin_timeout=10 nvme_core.multipath=N',
+    setup: ['modprobe nvme', 'modprobe ext4'],
     host: 'judge',
+  },
+  /** The controlling PF of an embedded subsystem (test/kernel/host/hmlm.ts) at 0000:01:00.0, and its VFs, offline, at 02 and 03. */
+  hmlm: {
+    devices: [plug(1, 'mmc'), plug(2, 'first'), plug(3, 'second')],
+    append: 'nvme_core.multipath=N',
+    setup: ['modprobe nvme'],
+    host: 'hmlm',
   },
   /** Two guests with two mtty devices each in `$mttys`. */
   pair: { guests: 2, setup: mttys('mtty-2', 'mtty-2') },
@@ -134,6 +146,50 @@ export const suites = [
     timeoutSeconds: 300,
   },
   {
+    name: 'mtty-api',
+    path: 'TypeScript API: driver mdev, two functions of one guest in one session',
+    oracle: 'debugfs of VFIO, mtty registers read back',
+    kernels: ['built'],
+    machine: 'mtty',
+    program: { node: 'mtty-api' },
+    args: '$mttys',
+    smoke: false,
+    timeoutSeconds: 200,
+  },
+  {
+    name: 'pair-move',
+    path: 'towline migrate and receive, mtty from kernel to kernel and back',
+    oracle: 'mtty registers and guest memory read back, debugfs of VFIO in both kernels',
+    kernels: ['built'],
+    machine: 'pair',
+    program: { node: 'mtty-pair' },
+    args: 'move',
+    smoke: true,
+    timeoutSeconds: 400,
+  },
+  {
+    name: 'pair-crashes',
+    path: 'towline serve killed at each point of the handoff, recover',
+    oracle: 'debugfs of VFIO in both kernels against both journals, VFIO opened again, mtty registers',
+    kernels: ['built'],
+    machine: 'pair',
+    program: { node: 'mtty-pair' },
+    args: 'crashes',
+    smoke: false,
+    timeoutSeconds: 1200,
+  },
+  {
+    name: 'pair-links',
+    path: 'link cut in each turn of a migration, network down, recover',
+    oracle: 'debugfs of VFIO in both kernels against both journals, mtty registers',
+    kernels: ['built'],
+    machine: 'pair',
+    program: { node: 'mtty-pair' },
+    args: 'links',
+    smoke: false,
+    timeoutSeconds: 600,
+  },
+  {
     name: 'host',
     path: 'PCI and mdev sysfs: discovery, VFs, drivers; NVMe passthrough',
     oracle: 'lspci, nvme-cli, readlink, errno of the kernel',
@@ -164,6 +220,46 @@ export const suites = [
     args: '/towline/checkout/test/kernel/guest/libnvme-offsets.c',
     smoke: true,
     timeoutSeconds: 120,
+  },
+  {
+    name: 'judge',
+    path: 'vfio-user: embedded PF, VF and SIOV-like function',
+    oracle: "Linux's nvme driver, nvme-cli, fio verify, e2fsck",
+    kernels: ['debian'],
+    machine: 'judge',
+    program: { node: 'judge' },
+    smoke: false,
+    timeoutSeconds: 600,
+  },
+  {
+    name: 'list',
+    path: 'list: controlling functions and what they control',
+    oracle: 'lspci, nvme-cli, the devlink tool, sysfs',
+    kernels: ['built'],
+    machine: 'sriov',
+    program: { node: 'list' },
+    smoke: false,
+    timeoutSeconds: 300,
+  },
+  {
+    name: 'explain',
+    path: 'explain, also while a process owns the device',
+    oracle: 'VFIO in debugfs, nvme-cli, EBUSY of the kernel, inotify on /dev/vfio',
+    kernels: ['built', 'debian'],
+    machine: 'sriov',
+    program: { node: 'explain' },
+    smoke: false,
+    timeoutSeconds: 300,
+  },
+  {
+    name: 'conformance',
+    path: 'the conformance kit on VFIO devices, by group and cdev',
+    oracle: "the kernel's state machine, VFIO in debugfs",
+    kernels: ['built', 'debian'],
+    machine: 'sriov',
+    program: { node: 'conformance' },
+    smoke: false,
+    timeoutSeconds: 300,
   },
   {
     name: 'nvme-provision',
@@ -224,5 +320,16 @@ export const suites = [
     program: { node: 'devlink-driver' },
     smoke: false,
     timeoutSeconds: 120,
+  },
+  {
+    name: 'hmlm',
+    path: "live migration by the controlling function through Linux's nvme driver",
+    oracle: 'nvme-cli lm, id-ctrl and list-secondary, dd, the log of the nvme driver',
+    kernels: ['debian'],
+    machine: 'hmlm',
+    program: { crate: 'towline-linux', example: 'vm_hmlm' },
+    args: '0000:01:00.0 0000:02:00.0 0000:03:00.0',
+    smoke: false,
+    timeoutSeconds: 300,
   },
 ];
