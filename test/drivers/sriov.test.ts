@@ -259,6 +259,22 @@ test('explain opens nothing and names every reason with its mend', async (t) => 
   t.is(host.log.filter((l) => l.startsWith('open vfio')).length, 0);
 });
 
+test("VFs of a PF on vfio-pci are no one's until they are exposed", async (t) => {
+  const attempt = async () => {
+    const host = new FakeHost({ ...mlx5Pf(), driver: 'vfio-pci' });
+    return opened({ vfs: 2 }, host);
+  };
+  const { host, controlling } = await attempt();
+  const fn = await provisionFunction(controlling, spec());
+  for (const vf of [VF, '0000:01:00.2']) t.like(host.functions.get(vf), { driver: null, driverOverride: null });
+  await fn.expose('vfio');
+  t.is(host.functions.get(VF)?.driver, 'mlx5_vfio_pci');
+  await failEach(t, async () => {
+    const made = await attempt();
+    return { host: made.host, work: () => made.controlling.provision({ kind: 'vf' }) };
+  });
+});
+
 test('what VFIO needs is asked for before anything is touched', async (t) => {
   for (const [spoil, message] of [
     [(host: FakeHost) => Object.assign(host.functions.get(VF) ?? {}, { iommuGroup: null }), /no IOMMU group/],

@@ -184,7 +184,9 @@ export class FakeHost implements HostPort {
       });
       this.functions.set(vf.address, vf);
       pf.virtfns.push(vf.address);
-      if (pf.sriov.driversAutoprobe) this.#bind(vf);
+      // vfio_pci_bus_notifier: the VFs of a PF on vfio-pci are vfio-pci's, autoprobe or not.
+      if (pf.driver === 'vfio-pci') vf.driverOverride = 'vfio-pci';
+      if (pf.sriov.driversAutoprobe || vf.driverOverride !== null) this.#bind(vf);
     }
     this.onNumVfs(address, count);
   }

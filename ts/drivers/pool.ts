@@ -93,8 +93,19 @@ export class VfPool {
         () => this.#make(pf, size),
         () => host.setNumVfs(address, 0),
       );
+      await this.#hide();
       return () => steps.undo();
     });
+  }
+
+  /** A PF on vfio-pci binds its VFs to vfio-pci as they come, whatever its autoprobe says (`vfio_pci_bus_notifier`). */
+  async #hide(): Promise<void> {
+    const all = await this.#host.pci(true);
+    const vfs = all.filter((f) => f.physfn === this.#address);
+    for (const { address, driver, driverOverride } of vfs) {
+      if (driver !== null) await this.#host.unbind(address);
+      if (driverOverride !== null) await this.#host.setDriverOverride(address, null);
+    }
   }
 
   async #make(pf: PciFunction, size: number): Promise<void> {
