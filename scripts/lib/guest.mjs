@@ -120,7 +120,7 @@ export async function fillRunFolder(folder, { machine, suites }) {
  * @param {string} role
  */
 export function guestCommand(guestRootPath, folder, { kernel, machine }, role) {
-  const devices = (machine.devices ?? []).flatMap((device) => device.split(' '));
+  const devices = (machine.devices ?? []).flatMap((device) => device.replaceAll('$role', role).split(' '));
   // Its monitor, for a host program: plugs and unplugs devices.
   const monitor = ['-qmp', `unix:/towline/run/qmp-${role}.sock,server=on,wait=off`];
   const other = role === 'source' ? 'destination' : 'source';

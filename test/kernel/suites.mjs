@@ -13,7 +13,7 @@
  *
  * @typedef {object} Machine
  * @property {readonly string[]} [devices] Arguments of QEMU, one string a device: split at blanks, none inside an argument but in JSON
- *   written without blanks. Sockets and files are /towline/run/…
+ *   written without blanks. Sockets and files are /towline/run/…; `$role` becomes the guest's role.
  * @property {string} [append] Added to the kernel's command line.
  * @property {Record<string, number>} [disks] Empty files /towline/run/NAME of so many MiB, made for each boot.
  * @property {readonly string[]} [setup] Shell lines that run once in the guest, each whole by itself. What they `export` is seen by
@@ -58,12 +58,10 @@ const nvmeSriov = [
   '-device nvme-ns,drive=d0,bus=nvme0,shared=on',
 ];
 
-/** A root port `rp-ID` for hot plug, and where it is told a function on the vfio-user socket /towline/run/ID.sock behind it. */
-const plug = (/** @type {number} */ n, /** @type {string} */ id, isThere = true) =>
-  `-device pcie-root-port,id=rp-${id},slot=${n},chassis=${n}` +
-  (isThere
-    ? ` -device {"driver":"vfio-user-pci","id":"${id}","bus":"rp-${id}","socket":{"type":"unix","path":"/towline/run/${id}.sock"}}`
-    : '');
+/** A root port `rp-ID` for hot plug, and behind it the function on the vfio-user socket /towline/run/SOCKET.sock. */
+const plug = (/** @type {number} */ n, /** @type {string} */ id, socket = id) =>
+  `-device pcie-root-port,id=rp-${id},slot=${n},chassis=${n} ` +
+  `-device {"driver":"vfio-user-pci","id":"${id}","bus":"rp-${id}","socket":{"type":"unix","path":"/towline/run/${socket}.sock"}}`;
 
 /** Hot plug by the ports themselves: the kernel has no driver for the one by ACPI. */
 const nativeHotPlug = '-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off';
@@ -105,6 +103,20 @@ export const machines = /** @satisfies {Record<string, Machine>} */ ({
     append: 'nvme_core.multipath=N',
     setup: ['modprobe nvme'],
     host: 'hmlm',
+  },
+  /** Two guests, each with the controlling PF of a subsystem of its own (test/kernel/host/controlling.ts) at 0000:01:00.0, and a port to plug at 02. */
+  controlling: {
+    guests: 2,
+    devices: [nativeHotPlug, consoles, plug(1, 'ctl', '$role-ctl'), '-device pcie-root-port,id=rp-fn,slot=2,chassis=2'],
+    append: 'nvme_core.multipath=N',
+    setup: ['modprobe nvme'],
+    host: 'controlling',
+  },
+  /** NVMe with SR-IOV in `$pci`, with its kernel driver and without VFs, and two mtty devices in `$mttys`. */
+  iommu: {
+    devices: nvmeSriov,
+    disks: { 'nvme.img': 64 },
+    setup: [...mttys('mtty-2', 'mtty-2'), 'modprobe nvme', 'modprobe vfio-pci', 'export pci=0000:01:00.0'],
   },
   /** Two guests with two mtty devices each in `$mttys`. */
   pair: { guests: 2, setup: mttys('mtty-2', 'mtty-2') },
@@ -232,6 +244,16 @@ export const suites = [
     timeoutSeconds: 600,
   },
   {
+    name: 'controlling',
+    path: 'driver nvme over /dev/nvme0 of the embedded PF, its state to another kernel by HMLM',
+    oracle: 'nvme-cli list-secondary, virt-mgmt, id-ctrl; fio verify in the other guest',
+    kernels: ['debian'],
+    machine: 'controlling',
+    program: { node: 'controlling' },
+    smoke: false,
+    timeoutSeconds: 400,
+  },
+  {
     name: 'list',
     path: 'list: controlling functions and what they control',
     oracle: 'lspci, nvme-cli, the devlink tool, sysfs',
@@ -331,5 +353,37 @@ export const suites = [
     args: '0000:01:00.0 0000:02:00.0 0000:03:00.0',
     smoke: false,
     timeoutSeconds: 300,
+  },
+  {
+    name: 'iommufd',
+    path: 'iommufd: address spaces, dirty pages by the IOMMU',
+    oracle: "kernel's mock IOMMU: count of dirtied pages, check of mapped physical pages; errno",
+    kernels: ['built'],
+    machine: 'plain',
+    program: { crate: 'towline-linux', example: 'vm_iommufd' },
+    smoke: true,
+    timeoutSeconds: 400,
+  },
+  {
+    name: 'type1',
+    path: 'type1: mapping and dirty pages; an IOMMU that tracks none',
+    oracle: 'rules of the kernel: all ones for a PCI device, all zero for mtty; errno',
+    kernels: ['built', 'debian'],
+    machine: 'iommu',
+    program: { crate: 'towline-linux', example: 'vm_type1' },
+    args: '$pci $mttys',
+    smoke: true,
+    timeoutSeconds: 120,
+  },
+  {
+    name: 'faults',
+    path: 'migrate, track, provision while allocations of the kernel fail (fail-nth)',
+    oracle: 'ENOMEM by name, /proc/self/fd, debugfs of VFIO, the sequence afterwards',
+    kernels: ['built'],
+    machine: 'iommu',
+    program: { crate: 'towline-linux', example: 'vm_faults' },
+    args: '$mttys $pci',
+    smoke: false,
+    timeoutSeconds: 400,
   },
 ];

@@ -8,8 +8,8 @@ let number = 0;
 /** Lets the host program do something, and gives what it answers. Throws what it says went wrong. */
 export async function ask(name: string, ...args: unknown[]): Promise<unknown> {
   number += 1;
-  // Of this process, so that several may ask.
-  const file = `${String(process.pid).padStart(6, '0')}-${String(number).padStart(4, '0')}.json`;
+  // Of this guest and process, so that several may ask.
+  const file = `${process.env['TOWLINE_ROLE'] ?? ''}-${String(process.pid).padStart(6, '0')}-${String(number).padStart(4, '0')}.json`;
   await mkdir(`${run}/requests`, { recursive: true });
   await writeFile(`${run}/requests/${file}.part`, JSON.stringify({ name, args }));
   await rename(`${run}/requests/${file}.part`, `${run}/requests/${file}`);

@@ -5,13 +5,14 @@ import { join } from 'node:path';
 
 import { serveMailbox } from './mailbox.js';
 import { Qmp } from './qmp.js';
-import { Server, vfioUser } from './servers.js';
+import { Plugs, Server } from './servers.js';
 
 const run = process.env['TOWLINE_RUN'] ?? '';
 const abort = new AbortController();
 process.on('SIGTERM', () => abort.abort());
 
 const socket = (name: string): string => join(run, `${name}.sock`);
+const names = ['pf', 'vf', 'siov'] as const;
 const disk = (n: number): { path: string; megabytes: number } => ({ path: join(run, `disk${n}.img`), megabytes: 64 });
 const server = new Server({
   name: 'judge',
@@ -25,14 +26,30 @@ const server = new Server({
 await server.start();
 
 let qmp: Qmp | undefined;
-const monitor = async (): Promise<Qmp> => (qmp ??= await Qmp.connect(join(run, 'qmp-alone.sock'), abort.signal));
+let plugs: Plugs | undefined;
+/** The guest's ports, once there is a guest. */
+const ports = async (): Promise<Plugs> => {
+  if (plugs !== undefined) return plugs;
+  qmp = await Qmp.connect(join(run, 'qmp-alone.sock'), abort.signal);
+  plugs = new Plugs(qmp);
+  for (const name of names) await plugs.hold(name);
+  return plugs;
+};
 const served = serveMailbox(
   run,
   {
-    cntlids: async () => Object.fromEntries(['pf', 'vf', 'siov'].map((name) => [name, server.cntlids[socket(name)]])),
-    unplug: async (name: string) => (await monitor()).unplug(name),
-    plug: async (name: string) => (await monitor()).plug(vfioUser(name, `/towline/run/${name}.sock`, `rp-${name}`)),
-    kill: async () => server.kill(),
+    cntlids: async () => Object.fromEntries(names.map((name) => [name, server.cntlids[socket(name)]])),
+    unplug: async (name: string) => (await ports()).unplug(name),
+    plug: async (name: string) => {
+      const cntlid = server.cntlids[socket(name)] ?? -1;
+      await server.hide(socket(name));
+      await server.expose(cntlid, socket(name));
+      await (await ports()).plug(name, name);
+    },
+    kill: async () => {
+      await ports();
+      await server.kill();
+    },
     start: async () => server.start(),
   },
   abort.signal,

@@ -2,7 +2,9 @@
 // `fork` with a description as its argument; told over the channel which further controllers to serve.
 import { EmbeddedDriver, kSubsystem } from '#towline/drivers/embedded.js';
 import { NvmeFunction } from '#towline/drivers/nvme.js';
+import { provisionFunction } from '#towline/function/index.js';
 import type { FunctionKind } from '#towline/function/types.js';
+import type { NativeVfioUserServer } from '#towline/native/host-binding.js';
 
 /** What a server serves. */
 export interface ServerDescription {
@@ -19,10 +21,10 @@ export interface ServerDescription {
   controlling?: { socket: string; vf: number; siov: number };
 }
 
-/** Asks for a controller's socket; the answer is {@link ServerAnswer}. */
+/** Asks for a controller's socket, or for its end where there is no controller; the answer is {@link ServerAnswer}. */
 export interface ServerRequest {
   id: number;
-  cntlid: number;
+  cntlid?: number;
   socket: string;
 }
 
@@ -49,11 +51,15 @@ const driver = new EmbeddedDriver([
 const controlling = await driver.open(`embedded:${description.name}`);
 const subsystem = controlling[kSubsystem];
 const cntlids: Record<string, number> = {};
+const servers = new Map<string, NativeVfioUserServer>();
+const expose = async (cntlid: number, socket: string): Promise<void> => {
+  cntlids[socket] = cntlid;
+  servers.set(socket, await subsystem.exposeVfioUser(cntlid, socket, {}));
+};
 for (const { kind, namespaces, socket } of description.functions) {
-  const fn = await controlling.provision({ kind, queues: 2, vectors: 3, namespaces });
+  const fn = await provisionFunction(controlling, { kind, queues: 2, vectors: 3, namespaces });
   if (!(fn instanceof NvmeFunction)) throw new Error('the embedded driver made no NVMe function');
-  cntlids[socket] = fn.cntlid;
-  await subsystem.exposeVfioUser(fn.cntlid, socket, {});
+  await expose(fn.cntlid, socket);
 }
 if (description.controlling !== undefined) {
   const { socket, vf, siov } = description.controlling;
@@ -61,15 +67,17 @@ if (description.controlling !== undefined) {
   for (let n = 0; n < siov; n++) subsystem.createSiov();
   const pf = controlling.modelControllers().find(({ controlling: is }) => is);
   if (pf === undefined) throw new Error('the subsystem has no controlling function');
-  cntlids[socket] = pf.cntlid;
-  await subsystem.exposeVfioUser(pf.cntlid, socket, {});
+  await expose(pf.cntlid, socket);
 }
 
 process.on('message', (message) => {
   const { id, cntlid, socket } = message as ServerRequest;
-  subsystem.exposeVfioUser(cntlid, socket, {}).then(
+  const done = cntlid === undefined ? servers.get(socket)?.close() : expose(cntlid, socket);
+  Promise.resolve(done).then(
     () => say({ id }),
     (error: unknown) => say({ id, error: String(error) }),
   );
 });
+// Whoever forgets the controlling function closes it, and with it its functions go offline.
+process.on('disconnect', () => void controlling.close().finally(() => process.exit(0)));
 say({ cntlids });

@@ -2,8 +2,10 @@
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
 import { rm } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
+import type { Qmp } from './qmp.js';
 import type { ServerAnswer, ServerDescription, ServerRequest } from './nvme-server.js';
 
 /** A subsystem in another process. */
@@ -37,12 +39,22 @@ export class Server {
     await once(child, 'exit');
   }
 
-  /** Serves a further controller on a socket. */
+  /** Serves a controller on a socket. */
   async expose(cntlid: number, socket: string): Promise<void> {
+    await this.#ask({ cntlid, socket });
+  }
+
+  /** Takes a socket away, whoever is connected to it. */
+  async hide(socket: string): Promise<void> {
+    await this.#ask({ socket });
+  }
+
+  async #ask(what: Omit<ServerRequest, 'id'>): Promise<void> {
     this.#number += 1;
-    const request: ServerRequest = { id: this.#number, cntlid, socket };
+    const request: ServerRequest = { ...what, id: this.#number };
+    const answered = this.#next(({ id }) => id === request.id);
     this.#child?.send(request);
-    const { error } = await this.#next(({ id }) => id === request.id);
+    const { error } = await answered;
     if (error !== undefined) throw new Error(error);
   }
 
@@ -60,10 +72,41 @@ export class Server {
   }
 }
 
-/** QEMU's device for a vfio-user socket, as device_add takes it: behind one of its ports. */
-export const vfioUser = (id: string, socket: string, bus: string): Record<string, unknown> => ({
-  driver: 'vfio-user-pci',
-  id,
-  bus,
-  socket: { type: 'unix', path: socket },
-});
+/**
+ * Plugs functions behind vfio-user sockets, and unplugs them. QEMU 11.1 aborts when it frees such a device that has MSI-X (its
+ * `vfio_user_instance_finalize` takes apart what the object's end has taken apart already). So each is kept from being freed:
+ * a console of the guest's display, which nobody looks at, refers to it. Its connection stays too; the server has to end it.
+ */
+export class Plugs {
+  readonly #qmp: Qmp;
+  #consoles = 0;
+
+  constructor(qmp: Qmp) {
+    this.#qmp = qmp;
+  }
+
+  /** Before a device is unplugged that was there when QEMU started. */
+  async hold(id: string): Promise<void> {
+    const path = `/backend/console[${this.#consoles}]`;
+    this.#consoles += 1;
+    await this.#qmp.execute('qom-set', { path, property: 'device', value: `/machine/peripheral/${id}` });
+  }
+
+  /** Plugs what is on the socket /towline/run/ID.sock behind the port rp-PORT. */
+  async plug(id: string, port: string): Promise<void> {
+    const socket = { type: 'unix', path: `/towline/run/${id}.sock` };
+    await this.#qmp.execute('device_add', { driver: 'vfio-user-pci', id, bus: `rp-${port}`, socket });
+    await this.hold(id);
+  }
+
+  /** Asks the guest to let go of a device, and waits until it has. There is no DEVICE_DELETED of a device that is not freed. */
+  async unplug(id: string): Promise<void> {
+    await this.#qmp.execute('device_del', { id });
+    for (let waited = 0; waited < 60_000; waited += 100) {
+      const there = (await this.#qmp.execute('qom-list', { path: '/machine/peripheral' })) as { name: string }[];
+      if (!there.some(({ name }) => name === id)) return;
+      await sleep(100);
+    }
+    throw new Error(`the guest does not let go of ${id}`);
+  }
+}
