@@ -33,9 +33,9 @@ pub enum DmaError {
     /// There are as many as there can be.
     #[error("more than {MAX_DMA_MAPS} ranges of guest memory")]
     TooMany,
-    /// No range is exactly this one.
-    #[error("no range of guest memory is {gpa:#x} (+{len:#x} bytes)")]
-    NoSuchRange {
+    /// It would cut a range in two.
+    #[error("{gpa:#x} (+{len:#x} bytes) is only a part of a range of guest memory")]
+    Part {
         /// First guest address.
         gpa: u64,
         /// Length in bytes.
@@ -52,11 +52,10 @@ impl DmaError {
         match self {
             Self::Overlap { .. } => Errno::EXIST,
             Self::TooMany => Errno::NOSPC,
-            Self::NoSuchRange { .. } => Errno::NOENT,
             Self::Map(MapError::System { source, .. }) => {
                 source.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
             }
-            Self::Map(_) => Errno::INVAL,
+            Self::Part { .. } | Self::Map(_) => Errno::INVAL,
         }
     }
 }
@@ -128,19 +127,28 @@ impl ClientMemory {
         Ok(())
     }
 
-    /// Takes a range away, or all of them. On return no access to it is under way and none begins.
+    /// Takes away every range inside of the one that is named, or all there are. On return no access to them is under way and none begins.
+    ///
+    /// As the kernel's type 1 IOMMU does it (version 2): ranges are taken whole, and none at all is no error. A client with a virtual IOMMU relies
+    /// on both: it unmaps what a guest invalidates, which may be much or nothing.
     pub(crate) fn unmap(&self, unmap: &DmaUnmap) -> Result<(), DmaError> {
         if unmap.all() {
             self.unmap_all();
             return Ok(());
         }
         let (gpa, len) = (unmap.address, unmap.size);
-        let range = {
+        let end = gpa.saturating_add(len);
+        let taken: Vec<Range> = {
             let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
-            let index = ranges.iter().position(|range| range.gpa == gpa && range.end - range.gpa == len);
-            ranges.remove(index.ok_or(DmaError::NoSuchRange { gpa, len })?)
+            let first = ranges.partition_point(|range| range.end <= gpa);
+            let after = ranges.partition_point(|range| range.gpa < end);
+            let touched = ranges.get(first..after).unwrap_or_default();
+            if touched.iter().any(|range| range.gpa < gpa || range.end > end) {
+                return Err(DmaError::Part { gpa, len });
+            }
+            if touched.is_empty() { Vec::new() } else { ranges.drain(first..after).collect() }
         };
-        self.finish(&range);
+        taken.iter().for_each(|range| self.finish(range));
         Ok(())
     }
 

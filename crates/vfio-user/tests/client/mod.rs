@@ -33,7 +33,6 @@ pub const FEATURE: u16 = 16;
 
 pub const EINVAL: u32 = 22;
 pub const EEXIST: u32 = 17;
-pub const ENOENT: u32 = 2;
 pub const ENOTSUP: u32 = 95;
 
 const NO_REPLY: u32 = 0x10;
