@@ -34,7 +34,10 @@ pub(super) fn told(what: &str, errno: Errno, meaning: &str) -> ChannelError {
 /// An error of a system call whose kind the caller knows better.
 pub(super) fn failed_as(kind: ChannelErrorKind, what: &str, errno: Errno) -> ChannelError {
     let number = errno.raw_os_error();
-    let message = format!("{what}: {} ({errno})", errno_text(number));
+    // Its number is in the error, and its name says more.
+    let words = errno.to_string();
+    let words = words.split(" (os error").next().unwrap_or_default();
+    let message = format!("{what}: {} ({words})", errno_text(number));
     ChannelError { errno: Some(number), ..ChannelError::new(kind, message) }
 }
 
