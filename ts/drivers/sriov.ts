@@ -60,12 +60,12 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
   }
 
   /** Maps guest memory for its DMA, from when it is opened. */
-  attachMemory(fn: ControlledFunction, memory: GuestMemory): Promise<void> {
+  async attachMemory(fn: ControlledFunction, memory: GuestMemory): Promise<void> {
     return this.own(fn).attachMemory(memory);
   }
 
   /** Takes the guest memory away again. */
-  detachMemory(fn: ControlledFunction): Promise<void> {
+  async detachMemory(fn: ControlledFunction): Promise<void> {
     return this.own(fn).detachMemory();
   }
 
