@@ -226,19 +226,21 @@ impl Areas {
         Ok(unmapped.bytes)
     }
 
-    /// Unmaps everything. Memory behind what cannot be unmapped is never let go of: a device may still write it.
-    pub(crate) fn abandon(&self, unmap_one: UnmapOne<'_>) {
-        let mut table = self.write();
-        for (at, area) in std::mem::take(&mut table.areas) {
-            if unmap_one(at, area.len, false).is_err() {
-                std::mem::forget(area.held);
-            }
-        }
+    /// Unmaps everything, as far as the kernel lets.
+    pub(crate) fn unmap_all(&self, unmap_one: UnmapOne<'_>) {
+        self.write().areas.retain(|&at, area| unmap_one(at, area.len, false).is_err());
     }
 
-    /// Lets go of everything, where the kernel's address space is gone.
+    /// What is left is gone from the kernel: lets go of its memory.
     pub(crate) fn forget(&self) {
         self.write().areas.clear();
+    }
+
+    /// What is left may still be reached by a device: its memory is never let go of.
+    pub(crate) fn leak(&self) {
+        for area in std::mem::take(&mut self.write().areas).into_values() {
+            std::mem::forget(area.held);
+        }
     }
 
     /// From now on, what is unmapped is told to the watch.

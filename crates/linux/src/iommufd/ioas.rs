@@ -30,7 +30,6 @@ pub struct IovaRanges {
 /// An I/O address space (`IOMMU_IOAS_ALLOC`). Devices are attached to it, or to a [`super::Hwpt`] over it.
 #[derive(Debug)]
 pub struct Ioas {
-    // Dropped after `Ioas::drop` has unmapped.
     object: Object,
     areas: Arc<Areas>,
 }
@@ -103,8 +102,13 @@ impl Ioas {
     /// # Errors
     /// What the kernel said: `EBUSY`, `EADDRINUSE` where mappings or devices are there that disagree.
     pub fn set_huge_pages(&self, allowed: bool) -> Result<(), ChannelError> {
-        ioctl::option_set(self.iommufd().as_fd(), self.id(), OPTION_HUGE_PAGES, allowed.into())
-            .map_err(|errno| failed("IOMMU_OPTION HUGE_PAGES", errno, "it is set before anything is mapped"))
+        ioctl::option_set(self.iommufd().as_fd(), self.id(), OPTION_HUGE_PAGES, allowed.into()).map_err(|errno| {
+            let meaning = match errno {
+                Errno::BUSY | Errno::ADDRINUSE | Errno::INVAL => "it is set before anything is mapped",
+                _ => "",
+            };
+            failed("IOMMU_OPTION HUGE_PAGES", errno, meaning)
+        })
     }
 
     /// Unmaps everything and destroys it. Idempotent.
@@ -126,7 +130,7 @@ impl Ioas {
         let (call, result) = match backing {
             Kept::Address(address) => {
                 let Some(address) = address.checked_add(offset) else { return Err(limit("an address overflows")) };
-                // SAFETY: `address` is inside of memory that `Areas` holds until it is unmapped (and forever where that
+                // SAFETY: `address` is inside of memory that `Areas` holds until it is unmapped (for ever where that
                 // fails), and to which references are never made (`HeldMemory::slice`).
                 let result = unsafe { ioctl::map(iommu, id, area, address, writable) };
                 ("IOMMU_IOAS_MAP", result)
@@ -200,8 +204,14 @@ impl AddressSpace for Ioas {
 
 impl Drop for Ioas {
     fn drop(&mut self) {
-        if self.id() != 0 {
-            self.areas.abandon(&mut |iova, len, _| self.unmap_one(iova, len));
+        if self.id() == 0 {
+            return;
+        }
+        self.areas.unmap_all(&mut |iova, len, _| self.unmap_one(iova, len));
+        // Where it goes, its mappings go with it; where a device keeps it, another page table may look at the addresses again.
+        match self.object.destroy() {
+            Ok(()) => self.areas.forget(),
+            Err(_) => self.areas.leak(),
         }
     }
 }

@@ -84,8 +84,14 @@ impl Iommufd {
     /// # Errors
     /// `EPERM`, `EBUSY`.
     pub fn set_accounts_by_process(&self, by_process: bool) -> Result<(), ChannelError> {
-        ioctl::option_set(self.as_fd(), 0, OPTION_RLIMIT_MODE, by_process.into())
-            .map_err(|errno| failed("IOMMU_OPTION RLIMIT_MODE", errno, "it is set first, by CAP_SYS_RESOURCE"))
+        ioctl::option_set(self.as_fd(), 0, OPTION_RLIMIT_MODE, by_process.into()).map_err(|errno| {
+            let meaning = match errno {
+                Errno::BUSY => "it is set before there is any object",
+                Errno::PERM => "it takes CAP_SYS_RESOURCE",
+                _ => "",
+            };
+            failed("IOMMU_OPTION RLIMIT_MODE", errno, meaning)
+        })
     }
 }
 

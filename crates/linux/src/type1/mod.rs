@@ -158,7 +158,8 @@ impl Drop for Type1 {
         if self.info().is_err_and(|error| error.errno == Some(Errno::INVAL.raw_os_error())) {
             self.areas.forget();
         } else {
-            self.areas.abandon(&mut |iova, len, _| self.unmap_one(iova, len, false));
+            self.areas.unmap_all(&mut |iova, len, _| self.unmap_one(iova, len, false));
+            self.areas.leak();
         }
     }
 }
