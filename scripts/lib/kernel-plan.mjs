@@ -17,16 +17,19 @@
  * @property {string | undefined} kernel
  */
 
+/** Suites that together may take longer get a boot more, so that two guests at once share the work. */
+const longestBootSeconds = 1000;
+
 /**
- * Boots for the chosen suites: one for each kernel and machine.
+ * Boots for the chosen suites: one for each kernel and machine, or more where they would be long.
  * @param {readonly Suite[]} suites
  * @param {Record<string, Machine>} machines
  * @param {Choice} choice
  * @returns {Boot[]}
  */
 export function planBoots(suites, machines, { smoke, only, kernel }) {
-  /** @type {Map<string, Boot>} */
-  const boots = new Map();
+  /** @type {Boot[]} */
+  const boots = [];
   for (const suite of suites) {
     if (smoke && !suite.smoke) continue;
     if (only.length > 0 && !only.includes(suite.name) && !only.includes(suite.machine)) continue;
@@ -35,13 +38,20 @@ export function planBoots(suites, machines, { smoke, only, kernel }) {
     for (const one of smoke ? suite.kernels.slice(0, 1) : suite.kernels) {
       if (kernel !== undefined && one !== kernel) continue;
       const name = `${suite.machine}-${one}`;
-      const boot = boots.get(name) ?? { name, kernel: one, machine, suites: [] };
+      let boot = boots.findLast((other) => other.machine === machine && other.kernel === one);
+      if (boot === undefined || seconds(boot) + suite.timeoutSeconds > longestBootSeconds) {
+        const number = boots.filter((other) => other.machine === machine && other.kernel === one).length + 1;
+        boot = { name: number === 1 ? name : `${name}-${number}`, kernel: one, machine, suites: [] };
+        boots.push(boot);
+      }
       boot.suites.push(suite);
-      boots.set(name, boot);
     }
   }
-  return [...boots.values()];
+  return boots;
 }
+
+/** What the suites of a boot may take at most. @param {Boot} boot */
+const seconds = ({ suites }) => suites.reduce((sum, { timeoutSeconds }) => sum + timeoutSeconds, 0);
 
 /** The longest that a boot may take, in seconds. @param {Boot} boot */
 export const bootSeconds = ({ suites }) => suites.reduce((seconds, suite) => seconds + suite.timeoutSeconds + 10, 120);

@@ -20,11 +20,12 @@ test('the table is sound', (t) => {
     t.true(kernels.length > 0 && new Set(kernels).size === kernels.length, name);
     t.true(timeoutSeconds > 0, name);
     const crate = 'crate' in program ? program.crate.replace(/^towline-/, '') : '';
-    const source =
+    const examples = join(root, 'crates', crate, 'examples');
+    const sources =
       'node' in program
-        ? join(root, 'test', 'kernel', 'guest', 'tests', `${program.node}.ts`)
-        : join(root, 'crates', crate, 'examples', `${program.example}.rs`);
-    t.true(existsSync(source), `${name}: ${source}`);
+        ? [join(root, 'test', 'kernel', 'guest', 'tests', `${program.node}.ts`)]
+        : [join(examples, `${program.example}.rs`), join(examples, program.example, 'main.rs')];
+    t.true(sources.some(existsSync), `${name}: ${sources.join(' or ')}`);
     t.regex(name, /^[a-z0-9-]+$/);
     t.false(setup.some((line) => line.includes('\n')));
   }
@@ -39,8 +40,9 @@ test('every suite is in one boot for each of its kernels', (t) => {
   const planned = boots.flatMap((boot) => boot.suites.map((suite) => `${suite.name} ${boot.kernel}`));
   const wanted = suites.flatMap(({ name, kernels }) => kernels.map((kernel) => `${name} ${kernel}`));
   t.deepEqual(planned.toSorted(), wanted.toSorted());
+  t.is(new Set(boots.map(({ name }) => name)).size, boots.length, 'their logs have names of their own');
   for (const boot of boots) {
-    t.true(boot.suites.every(({ machine }) => `${machine}-${boot.kernel}` === boot.name));
+    t.true(boot.suites.every(({ machine }) => boot.name.startsWith(`${machine}-${boot.kernel}`)));
     t.true(bootSeconds(boot) > Math.max(...boot.suites.map(({ timeoutSeconds }) => timeoutSeconds)));
   }
 });

@@ -31,7 +31,7 @@
  * @property {string} oracle What judges it, for the table: not towline itself.
  * @property {readonly Kernel[]} kernels
  * @property {keyof typeof machines} machine
- * @property {{ crate: string, example: string } | { node: string }} program `crates/…/examples/EXAMPLE.rs`, or
+ * @property {{ crate: string, example: string } | { node: string }} program `crates/…/examples/EXAMPLE.rs` or EXAMPLE/main.rs, or
  *   test/kernel/guest/tests/NODE.ts, written with node:test.
  * @property {string} [args] The program's arguments, as words of a shell.
  * @property {readonly string[]} [setup] Shell lines before the program, in the same shell; one that fails fails the suite.
