@@ -2,7 +2,7 @@
 // release say of it. Judged by nvme-cli and sysfs.
 import assert from 'node:assert/strict';
 import { spawn, type ChildProcess } from 'node:child_process';
-import { writeFile } from 'node:fs/promises';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
@@ -12,7 +12,9 @@ import { attribute, driverOf, vfsOf } from '../pci.js';
 /** Where the machine `sriov` has it. */
 const PF = '0000:01:00.0';
 const cli = fileURLToPath(new URL('../../../../dist/cli/main.js', import.meta.url));
-const socket = ['--socket', '/tmp/provision.sock'];
+/** Its folder has to be this user's alone. */
+const folder = '/tmp/provision';
+const socket = ['--socket', `${folder}/socket`];
 let serving: ChildProcess;
 
 /** The command's JSON and its exit code. */
@@ -32,19 +34,13 @@ async function towline(...args: string[]): Promise<{ code: number; json: Record<
 }
 
 before(async () => {
-  const args = [
-    'serve',
-    ...socket,
-    '--journal',
-    '/tmp/provision-journal',
-    '--memory',
-    '0',
-    '--controlling',
-    `nvme:${PF}`,
-  ];
+  await mkdir(folder, { mode: 0o700 });
+  const args = ['serve', ...socket, '--journal', `${folder}/journal`, '--memory', '0', '--controlling', `nvme:${PF}`];
   serving = spawn(process.execPath, [cli, ...args, '--json'], { stdio: ['ignore', 'pipe', 'inherit'] });
   await new Promise<void>((resolve, reject) => {
-    serving.stdout?.once('data', () => resolve());
+    serving.stdout
+      ?.setEncoding('utf8')
+      .once('data', (text: string) => (text.includes('"serving"') ? resolve() : reject(new Error(text))));
     serving.once('exit', (code) => reject(new Error(`serve ended with ${code}`)));
   });
 });
