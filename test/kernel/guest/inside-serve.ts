@@ -1,6 +1,7 @@
 // Loaded into a `towline serve` before it (node --import): lets a test look at the devices that this process has open, as nobody else can,
 // and kill it, or let a step fail, at a named point of a session.
 import { createHash } from 'node:crypto';
+import { faultsJson } from '#towline/migration/faults.js';
 import { binding } from '#towline/native/api.js';
 import type { NativeGuestMemory } from '#towline/native/binding.js';
 import type { NativeVfioDevice } from '#towline/native/host-binding.js';
@@ -34,9 +35,13 @@ const memories = new Set<NativeGuestMemory>();
 let arms: Arms = {};
 
 function armed(config: string, side: 'source' | 'destination'): string {
-  const parsed = JSON.parse(config) as { faults: object | null };
-  const own = Object.entries(arms).filter(([, point]) => (point as string).startsWith(`${side}:`));
-  return JSON.stringify({ ...parsed, faults: { ...parsed.faults, ...Object.fromEntries(own) } });
+  const parsed = JSON.parse(config) as object;
+  const { killAt, failAt } = arms;
+  const own = {
+    ...(killAt?.startsWith(`${side}:`) ? { killAt } : {}),
+    ...(failAt?.startsWith(`${side}:`) ? { failAt } : {}),
+  };
+  return JSON.stringify({ ...parsed, faults: faultsJson(own) });
 }
 
 Object.assign(native, {
@@ -69,9 +74,9 @@ Object.assign(native, {
   }),
 });
 
-/** All of the guest memory here is written, a different thing for every `seed`. */
+/** All of the youngest guest's memory here is written, a different thing for every `seed`. */
 function fill(seed: number): void {
-  for (const memory of memories) {
+  for (const memory of [...memories].slice(-1)) {
     for (const { gpa, len } of memory.ranges()) {
       for (let at = 0n; at < len; at += 4096n) {
         // Every fourth page stays as it is: zero, where it is new.
@@ -83,7 +88,7 @@ function fill(seed: number): void {
 
 function digest(): string {
   const hash = createHash('sha256');
-  for (const memory of memories) {
+  for (const memory of [...memories].slice(-1)) {
     for (const { gpa, len } of memory.ranges()) {
       for (let at = 0n; at < len; at += 65_536n)
         hash.update(memory.read(gpa + at, Number(len - at < 65_536n ? len - at : 65_536n)));

@@ -15,6 +15,9 @@ import { create, exists, hasDebugfs, kernelState, remove, type Register } from '
 const main = fileURLToPath(new URL('main.js', import.meta.resolve('#towline/cli/main.js')));
 const preload = new URL('./inside-serve.js', import.meta.url).href;
 
+/** Nobody waits longer for one who wanted to come. */
+const ACCEPT_MS = 60_000;
+
 /** How a migration ended at one side. */
 export interface Ended {
   outcome: string;
@@ -27,8 +30,6 @@ export interface Ended {
 /** Options of {@link Side.migrate}. */
 export interface MoveOptions {
   linkTimeoutMs?: number;
-  /** Of {@link Side.listen}. */
-  acceptTimeoutMs?: number;
 }
 
 type Omitted<T> = T extends { id: number } ? Omit<T, 'id'> : never;
@@ -134,7 +135,13 @@ export class Side {
     return new Promise((resolve, reject) => {
       const call = this.#now.call(
         'receive',
-        { functions: [...uuids], from: `tcp://${this.#address}:0`, allowRemotePlaintext: true, ...options },
+        {
+          functions: [...uuids],
+          from: `tcp://${this.#address}:0`,
+          allowRemotePlaintext: true,
+          acceptTimeoutMs: ACCEPT_MS,
+          ...options,
+        },
         { signal: hangUp.signal, onEvent: (event) => event.type === 'listening' && resolve(event.address) },
       );
       const ended = endOf(call);
@@ -252,12 +259,12 @@ export class Side {
     }
   }
 
-  /** Writes all of the guest memory here; gives how many guests there are. */
+  /** Writes all of the youngest guest's memory here; gives how many guests there are. */
   async fill(seed: number): Promise<number> {
     return (await this.#ask({ do: 'fill', seed })) as number;
   }
 
-  /** Digest of the guest memory here. */
+  /** Digest of that memory. */
   async digest(): Promise<string> {
     return (await this.#ask({ do: 'digest' })) as string;
   }

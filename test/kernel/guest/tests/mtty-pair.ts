@@ -51,9 +51,19 @@ if (role === 'destination') {
 
   const journey = async (work: (one: Journey) => Promise<void>): Promise<void> => {
     const one = new Journey(pair, seed++);
-    await one.begin();
-    await work(one);
-    await one.end();
+    try {
+      await one.begin();
+      await work(one);
+      await one.end();
+    } catch (error) {
+      // What is left of it must not reach the next one.
+      for (const side of [a, b]) {
+        await side.kill();
+        await side.remove(one.uuid);
+        await side.start();
+      }
+      throw error;
+    }
   };
 
   before(async () => {
@@ -109,14 +119,17 @@ if (role === 'destination') {
           '--from',
           `tcp://${at}:${PORT + n}`,
           '--allow-remote-plaintext',
+          '--accept-timeout',
+          '60000',
           '--json',
         );
         const migrating = sleep(1000).then(async () => {
           await to.listens(PORT + n);
           return from.towline('migrate', uuid, '--to', `tcp://${at}:${PORT + n}`, '--max-downtime', '60000', '--json');
         });
-        const [received, migrated] = await Promise.all([receiving, migrating]);
+        const migrated = await migrating;
         assert.equal(migrated.code, 0, migrated.out + migrated.err);
+        const received = await receiving;
         assert.equal(received.code, 0, received.out + received.err);
         const report = JSON.parse(migrated.out.trim().split('\n').at(-1) ?? '') as {
           outcome: string;
@@ -243,10 +256,7 @@ if (role === 'destination') {
     for (const [name, cut, owner] of cuts) {
       test(`link cut ${name}`, () =>
         journey(async (one) => {
-          const relay = await Relay.start(
-            await b.listen([one.uuid], { linkTimeoutMs: LINK_MS, acceptTimeoutMs: LINK_MS }),
-            cut(),
-          );
+          const relay = await Relay.start(await b.listen([one.uuid], { linkTimeoutMs: LINK_MS }), cut());
           const left = await a.migrate([one.uuid], relay.address, { linkTimeoutMs: LINK_MS });
           assert.ok(relay.isCut, 'the link was never cut');
           relay.close();
