@@ -101,6 +101,7 @@ async function attempt(guestRootPath, boot) {
         const name = role === 'alone' ? boot.name : `${boot.name}-${role}`;
         const command = guestCommand(guestRootPath, folder, boot, role);
         const guest = await runGuest(command, bootSeconds(boot), teller(name), abort.signal);
+        if (guest.problem !== undefined) process.stderr.write(`${name}: ${guest.problem}\n`);
         // The other one of a pair would wait for it.
         if (!reached(guest.console).done) setTimeout(() => abort.abort(), 10_000).unref();
         await writeFile(join(logs, `${name}.console`), guest.console);
@@ -132,7 +133,9 @@ async function rowsOf(guestRootPath, boot) {
     const counts = results.map(({ suites: all }) => all.get(names[n] ?? '') ?? lost('it has no result'));
     return { path, oracle, kernel: boot.kernel, counts: sum(...counts) };
   });
-  const problems = [...guests.map(({ problem }) => problem), hostProblem].filter((problem) => problem !== undefined);
+  // What QEMU does after a guest has said everything and gone off is told above, and takes nothing away from what was said.
+  const ends = guests.map(({ console, problem }) => (reached(console).done ? undefined : problem));
+  const problems = [...ends, hostProblem].filter((problem) => problem !== undefined);
   const counts = sum(...results.map((result) => result.boot), ...problems.map(lost));
   const seconds = ((performance.now() - start) / 1000).toFixed(0);
   process.stderr.write(`${boot.name}: ${seconds} s\n`);

@@ -9,13 +9,20 @@ import { noCounts, parseTap, sum } from './results.mjs';
 export const lost = (problem) => ({ ...noCounts(), failed: 1, problems: [problem] });
 
 /** A message of the kernel, which can come in the middle of a line: without it the line is whole again. */
-const kernelMessage = /(?:<\d>)?\[ *\d+\.\d{6}\] [^\n]*\n/g;
+const kernelMessage = /^([^\n]*?)(?:<\d>)?\[ *\d+\.\d{6}\] [^\n]*\n/gm;
+
+/**
+ * A comment that quotes one is a program's, and ends where its line does.
+ * @param {string} line
+ * @param {string} before
+ */
+const withoutMessage = (line, before) => (before.startsWith('#') ? line : before);
 
 /** What the guest's script prints around the suites; another line with our name comes from one of them. */
 const marker = /^towline: (?:suite|exit|kernel|complaints|done)\b/;
 
 /** @param {string} console */
-const linesOf = (console) => console.replaceAll('\r', '').replaceAll(kernelMessage, '').split('\n');
+const linesOf = (console) => console.replaceAll('\r', '').replaceAll(kernelMessage, withoutMessage).split('\n');
 
 /** The last thing that was printed, for a message. @param {readonly string[]} lines */
 const lastOf = (lines) => lines.findLast((line) => line.trim() !== '')?.trim() ?? 'nothing';

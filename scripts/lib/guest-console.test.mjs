@@ -104,11 +104,18 @@ test('a program may print lines with our name', (t) => {
   t.is(all(read(good.toSpliced(6, 0, 'towline: migrated'))).failed, 0);
 });
 
+test('a program may quote messages of the kernel in comments', (t) => {
+  for (let n = 5; n < good.length - 2; n++)
+    t.is(all(read(good.toSpliced(n, 0, '# [    3.141592] nvme', '# [    3.2] nvme'))).failed, 0, `${n}`);
+});
+
 test('messages of the kernel between and within lines change nothing', (t) => {
   const text = good.join('\r\n');
   const message = '[    3.141592] nvme 0000:01:00.0: ok 7 - not ours\r\n';
   for (let n = 0; n <= text.length; n++) {
-    const result = all(parse(text.slice(0, n) + message + text.slice(n)));
-    t.deepEqual([result.passed, result.failed], [7, 0], `${n}`);
+    for (const messages of [message, message + message]) {
+      const result = all(parse(text.slice(0, n) + messages + text.slice(n)));
+      t.deepEqual([result.passed, result.failed], [7, 0], `${n}`);
+    }
   }
 });

@@ -63,6 +63,9 @@ export async function guestRoot() {
   return { problem: `the root file system could not be built: ${lastLine(built.stderr)}` };
 }
 
+/** What a program complained about first: QEMU prints its registers after that. @param {string} text */
+const firstLine = (text) => text.split('\n').find((line) => line.trim() !== '' && !line.includes('warning:')) ?? '';
+
 /** @param {string} text */
 const lastLine = (text) => text.trimEnd().split('\n').at(-1) ?? '';
 
@@ -177,7 +180,10 @@ export function runGuest({ args, env }, seconds, heard, signal) {
     child.on('close', (code) => {
       cleanups.delete(cleanup);
       const late = code === 124 || code === 137 ? `the guest did not end within ${seconds} s` : undefined;
-      resolve({ console, problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code}: ${lastLine(stderr)}`) });
+      resolve({
+        console,
+        problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code ?? 'a signal'}: ${firstLine(stderr)}`),
+      });
     });
   });
 }
