@@ -30,6 +30,8 @@ export interface Ended {
 /** Options of {@link Side.migrate}. */
 export interface MoveOptions {
   linkTimeoutMs?: number;
+  /** Of {@link Side.migrate}: no faster than that. */
+  bytesPerSecond?: number;
 }
 
 type Omitted<T> = T extends { id: number } ? Omit<T, 'id'> : never;
@@ -130,7 +132,7 @@ export class Side {
   }
 
   /** Waits for one migration; gives where. `received` tells how it ended. */
-  async listen(uuids: readonly string[], options: MoveOptions = {}): Promise<string> {
+  async listen(uuids: readonly string[], options: Pick<MoveOptions, 'linkTimeoutMs'> = {}): Promise<string> {
     const hangUp = new AbortController();
     return new Promise((resolve, reject) => {
       const call = this.#now.call(
@@ -169,11 +171,11 @@ export class Side {
     onPhase?: (phase: string) => void,
   ): Promise<Ended> {
     // An emulated machine takes its time for everything.
-    const { linkTimeoutMs } = options;
+    const { linkTimeoutMs, bytesPerSecond: bandwidthBytesPerSecond } = options;
     const params = {
       functions: [...uuids],
       to,
-      policy: { maxDowntimeMs: 60_000 },
+      policy: { maxDowntimeMs: 60_000, ...(bandwidthBytesPerSecond === undefined ? {} : { bandwidthBytesPerSecond }) },
       ...(linkTimeoutMs === undefined ? {} : { linkTimeoutMs }),
     };
     const onEvent = (event: Methods['migrate']['event']): void => {
