@@ -160,12 +160,11 @@ async function runBoots(guestRootPath) {
 }
 
 async function allSuites() {
-  const problem = await build();
-  if (problem !== undefined) return allRows(() => lost(problem));
   const found = await guestRoot();
-  if ('path' in found) return runBoots(found.path);
-  if ('problem' in found) return allRows(() => lost(found.problem));
-  return allRows(() => ({ ...noCounts(), skipped: 1, skips: [found.skip] }));
+  if ('skip' in found) return allRows(() => ({ ...noCounts(), skipped: 1, skips: [found.skip] }));
+  const problem = 'problem' in found ? found.problem : await build();
+  if ('path' in found && problem === undefined) return runBoots(found.path);
+  return allRows(() => lost(problem ?? ''));
 }
 
 const rows = await allSuites();
