@@ -9,7 +9,7 @@ use towline_core::channel::{ChannelError, ChannelErrorKind, DirtySink, DirtySour
 use towline_core::memory::MemoryRange;
 use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP, vfio_device_feature_dma_logging_range};
 
-use super::device::VfioDevice;
+use super::device::{OpenedWay, VfioDevice};
 use super::error::{failed, told};
 use super::ioctl;
 
@@ -133,15 +133,31 @@ fn cut(ranges: &[MemoryRange], most: u64) -> Vec<MemoryRange> {
     out
 }
 
+/// Whether the kernel can report at all. One without `iova_bitmap` (nothing selects `CONFIG_IOMMUFD_DRIVER`) lets a log be started,
+/// and has `EOPNOTSUPP` for every report. Asked before the log is started, which drivers answer with nothing written, or refuse
+/// in other words.
+fn can_report(port: &dyn LogPort) -> bool {
+    let page = MemoryRange { gpa: 0, len: LEAST_PAGE };
+    port.report(page, LEAST_PAGE, &mut [0]) != Err(Errno::OPNOTSUPP)
+}
+
 impl VfioDmaLog {
     /// The log of `device`, not started.
     ///
     /// # Errors
-    /// [`ChannelErrorKind::Unsupported`] for a device that has none.
+    /// [`ChannelErrorKind::Unsupported`] for a device that has none, or on a kernel that can't report it.
     pub fn new(device: &Arc<VfioDevice>) -> Result<Self, ChannelError> {
         if !device.features()?.logs_dma() {
             let message =
                 format!("{} does not log which pages it writes (VFIO_DEVICE_FEATURE_DMA_LOGGING_START)", device.name());
+            return Err(ChannelError::new(ChannelErrorKind::Unsupported, message));
+        }
+        // Who else has the device open may have started its log, and would lose what this report has.
+        if device.opened_way() != OpenedWay::Fd && !can_report(device) {
+            let message = format!(
+                "{} logs which pages it writes, and this kernel can't report them: EOPNOTSUPP, without CONFIG_IOMMUFD_DRIVER",
+                device.name()
+            );
             return Err(ChannelError::new(ChannelErrorKind::Unsupported, message));
         }
         Ok(Self::over(Box::new(Arc::clone(device)), device.name()))

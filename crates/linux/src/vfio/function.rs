@@ -141,7 +141,11 @@ impl VfioFunction {
 
     fn new(device: Arc<VfioDevice>, space: Space, otherwise: DirtyBy) -> Result<Self, ChannelError> {
         // Its own log has the pages that it wrote and no others.
-        let dirty_by = if device.features()?.logs_dma() { DirtyBy::Device } else { otherwise };
+        let dirty_by = match VfioDmaLog::new(&device) {
+            Ok(_) => DirtyBy::Device,
+            Err(error) if error.kind == ChannelErrorKind::Unsupported => otherwise,
+            Err(error) => return Err(error),
+        };
         Ok(Self { mapping: Mutex::default(), device, space, dirty_by })
     }
 
@@ -202,7 +206,10 @@ impl VfioFunction {
     /// What the kernel said.
     pub fn dirty_source(&self) -> Result<Option<Box<dyn DirtySource>>, ChannelError> {
         Ok(match (self.dirty_by, &self.space) {
-            (DirtyBy::Device, _) => Some(Box::new(VfioDmaLog::new(&self.device)?)),
+            // Looked at when it was opened: another look could cost what a log that runs has found.
+            (DirtyBy::Device, _) => {
+                Some(Box::new(VfioDmaLog::over(Box::new(Arc::clone(&self.device)), self.device.name())))
+            }
             (DirtyBy::Iommufd, Space::Iommufd { hwpt: Some(hwpt), .. }) => Some(Box::new(IommufdDirty::new(hwpt))),
             (DirtyBy::Type1, Space::Type1(space)) => Some(Box::new(Type1Dirty::new(space))),
             _ => None,

@@ -306,6 +306,28 @@ fn after_an_error_everything_is_dirty() {
 }
 
 #[test]
+fn a_kernel_that_reports_nothing_is_found_before_anything_starts() {
+    struct Kernel(Result<(), Errno>);
+    impl LogPort for Kernel {
+        fn start(&self, _: u64, _: &[MemoryRange]) -> Result<u64, Errno> {
+            panic!("started")
+        }
+        fn report(&self, range: MemoryRange, page_size: u64, bitmap: &mut [u64]) -> Result<(), Errno> {
+            assert_eq!((range.len / page_size, bitmap.len()), (1, 1));
+            self.0
+        }
+        fn stop(&self) -> Result<(), Errno> {
+            panic!("stopped")
+        }
+    }
+    assert!(!can_report(&Kernel(Err(Errno::OPNOTSUPP))));
+    // Drivers that have one say that it isn't started, or that nothing was written.
+    for answer in [Ok(()), Err(Errno::INVAL), Err(Errno::IO)] {
+        assert!(can_report(&Kernel(answer)));
+    }
+}
+
+#[test]
 fn a_stop_that_fails_stops_all_the_same() {
     let fake = Fake::new();
     for (errno, told) in [(Errno::IO, true), (Errno::INVAL, false)] {
