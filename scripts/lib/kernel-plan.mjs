@@ -39,7 +39,7 @@ export function planBoots(suites, machines, { smoke, only, kernel }) {
       if (kernel !== undefined && one !== kernel) continue;
       const name = `${suite.machine}-${one}`;
       let boot = boots.findLast((other) => other.machine === machine && other.kernel === one);
-      if (boot === undefined || seconds(boot) + suite.timeoutSeconds > longestBootSeconds) {
+      if (boot === undefined || suiteSeconds(boot) + suite.timeoutSeconds > longestBootSeconds) {
         const number = boots.filter((other) => other.machine === machine && other.kernel === one).length + 1;
         boot = { name: number === 1 ? name : `${name}-${number}`, kernel: one, machine, suites: [] };
         boots.push(boot);
@@ -51,7 +51,7 @@ export function planBoots(suites, machines, { smoke, only, kernel }) {
 }
 
 /** What the suites of a boot may take at most. @param {Boot} boot */
-const seconds = ({ suites }) => suites.reduce((sum, { timeoutSeconds }) => sum + timeoutSeconds, 0);
+const suiteSeconds = ({ suites }) => suites.reduce((sum, { timeoutSeconds }) => sum + timeoutSeconds, 0);
 
 /** The longest that a boot may take, in seconds. @param {Boot} boot */
 export const bootSeconds = ({ suites }) => suites.reduce((seconds, suite) => seconds + suite.timeoutSeconds + 10, 120);

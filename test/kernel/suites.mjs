@@ -241,7 +241,7 @@ export const suites = [
     machine: 'judge',
     program: { node: 'judge' },
     smoke: false,
-    timeoutSeconds: 600,
+    timeoutSeconds: 900,
   },
   {
     name: 'controlling',
