@@ -117,8 +117,13 @@ fn differences(ours: &[String], theirs: &[String]) -> Vec<String> {
 /// What the C program prints.
 fn compiled(source: &str) -> Vec<String> {
     let program = std::env::temp_dir().join(format!("libnvme-offsets-{}", std::process::id()));
-    let gcc =
-        Command::new("gcc").args(["-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(source).output().unwrap();
+    let gcc = Command::new("gcc")
+        .env("PATH", "/usr/bin:/bin")
+        .args(["-Wall", "-Wextra", "-Werror", "-o"])
+        .arg(&program)
+        .arg(source)
+        .output()
+        .unwrap();
     assert!(gcc.status.success(), "gcc: {}", String::from_utf8_lossy(&gcc.stderr));
     let out = Command::new(&program).output().unwrap();
     std::fs::remove_file(&program).unwrap();
