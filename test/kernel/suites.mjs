@@ -271,7 +271,7 @@ export const suites = [
     machine: 'sriov',
     program: { node: 'explain' },
     smoke: false,
-    timeoutSeconds: 300,
+    timeoutSeconds: 600,
   },
   {
     name: 'conformance',
@@ -281,7 +281,7 @@ export const suites = [
     machine: 'sriov',
     program: { node: 'conformance' },
     smoke: false,
-    timeoutSeconds: 300,
+    timeoutSeconds: 900,
   },
   {
     name: 'nvme-provision',

@@ -348,7 +348,7 @@ test('a committed migration releases each function, and one that stays is told i
     if (held.fn.name === 'one') throw new TowlineError('ERR_TOWLINE_DEVICE', 'it stays', { function: held.fn.uuid });
     await release(held);
   };
-  const report = await a.client.call('migrate', { functions: ['one', 'two'], to });
+  const report = await a.client.call('migrate', { functions: ['one', 'two'], to, policy: { maxDowntimeMs: 60_000 } });
   t.is(report.outcome, 'committed');
   t.like(report.releaseFailures, [{ uuid: specs[0]?.uuid, name: 'one', error: { code: 'ERR_TOWLINE_DEVICE' } }]);
   t.is(report.releaseFailures?.length, 1);
@@ -364,7 +364,7 @@ for (const kind of ['vf', 'siov'] as const) {
     const [a, b] = await sides(t, 1n << 20n, [{ kind, name: 'f', uuid: crypto.randomUUID() }]);
     const [held] = await a.host.functions();
     const { to, end } = await receiveAt(b, ['f']);
-    const report = await a.client.call('migrate', { functions: ['f'], to });
+    const report = await a.client.call('migrate', { functions: ['f'], to, policy: { maxDowntimeMs: 60_000 } });
     t.like(report, { outcome: 'committed', releaseFailures: undefined });
     await end;
     t.is((await a.client.call('list', {})).functions.length, 0);

@@ -6,7 +6,7 @@ import { throwIfAborted } from '../abort.js';
 import { TowlineError } from '../errors.js';
 import { clientFlags, runClient, runCommand, type ClientFlags, type CliContext, type Output } from './context.js';
 import { EXIT, type ExitCode } from './exit.js';
-import { parseText } from './values.js';
+import { parseCount, parseText } from './values.js';
 
 interface Flags extends ClientFlags {
   readonly destructive?: boolean | undefined;
@@ -14,6 +14,7 @@ interface Flags extends ClientFlags {
   readonly second?: string | undefined;
   readonly vfioBy?: 'auto' | 'group' | 'cdev' | undefined;
   readonly vfToken?: string | undefined;
+  readonly checkTimeout?: number | undefined;
 }
 
 function show(out: Output, check: CheckResult): void {
@@ -29,13 +30,13 @@ function end(out: Output, result: { checks: number; failed: number }): ExitCode 
 
 /** Opens the devices in this process; no process has to serve. */
 async function ofDevices(out: Output, names: readonly string[], flags: Flags, signal: AbortSignal): Promise<ExitCode> {
-  const { destructive = false, vfioBy, vfToken } = flags;
+  const { destructive = false, vfioBy, vfToken, checkTimeout: checkTimeoutMs } = flags;
   const opening = {
     ...(vfioBy === undefined ? {} : { by: vfioBy }),
     ...(vfToken === undefined ? {} : { token: vfToken }),
   };
   const result = { checks: 0, failed: 0 };
-  for await (const check of conformVfio(new NativeHostPort(), names, { destructive, ...opening })) {
+  for await (const check of conformVfio(new NativeHostPort(), names, { destructive, checkTimeoutMs, ...opening })) {
     show(out, check);
     result.checks += 1;
     if (check.outcome === 'failed') result.failed += 1;
@@ -79,6 +80,13 @@ export const conformance = buildCommand({
         values: ['auto', 'group', 'cdev'],
         brief: 'How it is opened (default auto: cdev where there is one)',
         optional: true,
+      },
+      checkTimeout: {
+        kind: 'parsed',
+        parse: parseCount(1, 86_400_000),
+        brief: 'With --vfio: how long one check may take, in ms (default 30000)',
+        optional: true,
+        placeholder: 'ms',
       },
       vfToken: {
         kind: 'parsed',

@@ -38,6 +38,9 @@ for (const by of ways) {
       UUIDS[1],
       '--vfio-by',
       by,
+      // An emulated machine that has much else to do.
+      '--check-timeout',
+      '300000',
     );
     const told = values<Check>(ended);
     const checks = told.filter((c) => c.check !== undefined && typeof c.check === 'string');
