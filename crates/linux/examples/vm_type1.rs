@@ -271,7 +271,7 @@ fn this_iommu_tracks_nothing(address: &str, mdev: &str) {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [address, mdev] = arguments.as_slice() else { panic!("vm_type1 PCI-ADDRESS MDEV-UUID") };
+    let [address, mdev, ..] = arguments.as_slice() else { panic!("vm_type1 PCI-ADDRESS MDEV-UUID") };
     let tests: [Test<'_>; 5] = [
         (
             "a mediated device is clean, and one that went leaves everything dirty",
