@@ -90,12 +90,14 @@ test('towline provisions a function by commands to /dev/nvme0, as nvme-cli sees 
   assert.ok(JSON.stringify(attached).includes(String(fn.cntlid)), JSON.stringify(attached));
 });
 
-test('the function is plugged into the guest, and its kernel writes and verifies', { skip: !isSource }, async () => {
-  await ask('plug', role, fn.cntlid);
-  await fio(await diskOf(PLUGGED), 'write', 31);
-  await ask('unplug', role);
-  await assert.rejects(readdir(sys(PLUGGED)));
-});
+if (isSource) {
+  test('the function is plugged into the guest, and its kernel writes and verifies', async () => {
+    await ask('plug', role, fn.cntlid);
+    await fio(await diskOf(PLUGGED), 'write', 31);
+    await ask('unplug', role);
+    await assert.rejects(readdir(sys(PLUGGED)));
+  });
+}
 
 test("its state goes to the other kernel's subsystem by Migration Receive and Send", async () => {
   const memory = GuestMemory.anonymous(role, MEMORY_BYTES);
@@ -126,8 +128,10 @@ test("its state goes to the other kernel's subsystem by Migration Receive and Se
   }
 });
 
-test('there, plugged into the other guest, it has what the first one wrote', { skip: isSource }, async () => {
-  await ask('plug', role, fn.cntlid);
-  await fio(await diskOf(PLUGGED), 'read', 31);
-  await fio(await diskOf(PLUGGED), 'write', 32);
-});
+if (!isSource) {
+  test('there, plugged into the other guest, it has what the first one wrote', async () => {
+    await ask('plug', role, fn.cntlid);
+    await fio(await diskOf(PLUGGED), 'read', 31);
+    await fio(await diskOf(PLUGGED), 'write', 32);
+  });
+}
