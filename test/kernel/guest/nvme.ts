@@ -85,5 +85,6 @@ export async function secondaries(
 /** Prints what the kernel said about NVMe, for who reads the console. */
 export async function tellLog(): Promise<void> {
   const { stdout } = await run('sh', ['-c', 'dmesg | grep -i -e nvme -e pcieport | tail -60 || true']);
-  process.stderr.write(stdout.replaceAll(/^/gm, '# '));
+  // Whole lines: what is left open would swallow the next line of TAP.
+  process.stderr.write(`${stdout.trimEnd().replaceAll(/^/gm, '# ')}\n`);
 }
