@@ -59,7 +59,10 @@ for (const by of ['group', 'cdev'] as const) {
     const memory = GuestMemory.anonymous('vfio-exposure', 4n << 20n);
     try {
       await device.mapMemory(memory.native());
-      await assert.rejects(binding().openVfio(JSON.stringify({ name: address, by }), null), /EBUSY|has the device open/);
+      await assert.rejects(
+        binding().openVfio(JSON.stringify({ name: address, by }), null),
+        /EBUSY|has the device open/,
+      );
       const path = by === 'cdev' ? `/dev/vfio/devices/${await cdevOf()}` : `/dev/vfio/${await groupOf()}`;
       // The kernel's own word, without towline.
       if (by === 'group') await assert.rejects(open(path, 'r+'), { code: 'EBUSY' });
