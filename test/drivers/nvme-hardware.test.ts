@@ -77,6 +77,39 @@ test('flexible resources stay with the PF where enough are free', async (t) => {
   t.false(host.log.includes(`reset ${PF}`));
 });
 
+test('a PF is not reset while a secondary that is no VF is online', async (t) => {
+  const host = new FakeNvmeHost();
+  host.secondary.push({ cntlid: 9, vfNumber: 0, online: true, vq: 2, vi: 1 });
+  const { controlling } = await opened({}, host);
+  const before = host.snapshot();
+  await t.throwsAsync(provisionFunction(controlling, spec()), {
+    code: 'ERR_TOWLINE_BUSY',
+    message: /secondary controllers offline, and online is: 9; release it first/,
+  });
+  t.deepEqual(host.snapshot(), before);
+  t.false(host.log.includes(`reset ${PF}`));
+  await host.offline(9);
+  await provisionFunction(controlling, spec());
+  t.true(host.log.includes(`reset ${PF}`));
+});
+
+test('one that comes online while resources are released keeps the PF from being reset, also by the undo', async (t) => {
+  const host = new FakeNvmeHost();
+  host.secondary.push({ cntlid: 9, vfNumber: 0, online: false, vq: 0, vi: 0 });
+  const { controlling } = await opened({}, host);
+  const allocate = host.allocatePrimary.bind(host);
+  host.allocatePrimary = async (...args) => {
+    Object.assign(host.secondary.at(-1) ?? {}, { online: true });
+    return allocate(...args);
+  };
+  await t.throwsAsync(provisionFunction(controlling, spec()), {
+    code: 'ERR_TOWLINE_BUSY',
+    message: /not undone: reset/,
+  });
+  t.false(host.log.includes(`reset ${PF}`));
+  t.true(host.secondary.at(-1)?.online);
+});
+
 for (const expose of ['none', 'vfio', 'kernel'] as const) {
   test(`provision to ${expose}: a failure of any call leaves nothing but the pool`, async (t) => {
     const count = await failEach(t, async () => {

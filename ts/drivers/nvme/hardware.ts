@@ -178,7 +178,7 @@ export class HardwareBackend implements NvmeBackend {
   /**
    * Takes the flexible resources from the PF, where too few are free for its VFs: some controllers start with all of them there. It takes
    * effect with a reset other than Controller Reset (NVMe Base 2.1, Virtualization Management), which takes every secondary controller
-   * offline: so only before there is any VF.
+   * offline: so only before there is any VF, and while no other secondary is online.
    */
   async #releasePrimary(steps: UndoStack, pf: PciFunction, size: number, wanted: NvmeWanted): Promise<void> {
     const caps = await this.admin.primaryCaps();
@@ -194,6 +194,7 @@ export class HardwareBackend implements NvmeBackend {
         `${this.address} has all of its flexible resources itself, and gives them up only by a function level reset, which it does not have`,
       );
     }
+    await this.#refuseOnline();
     // Undone last, after the resources were given back.
     await steps.do(
       `reset ${this.address}`,
@@ -213,8 +214,20 @@ export class HardwareBackend implements NvmeBackend {
     );
   }
 
+  /** A secondary that is online may be in use by somebody of whom nothing shows here. */
+  async #refuseOnline(): Promise<void> {
+    const online = (await this.admin.secondaries()).filter((s) => s.online).map((s) => s.cntlid);
+    if (online.length === 0) return;
+    throw new TowlineError(
+      'ERR_TOWLINE_BUSY',
+      `${this.address} has to be reset to give up its flexible resources, which would take its secondary controllers offline, and online ${online.length === 1 ? 'is' : 'are'}: ${online.join(', ')}; release ${online.length === 1 ? 'it' : 'them'} first`,
+    );
+  }
+
   /** Resets the PF and waits until its driver has it going again. */
   async #resetPf(): Promise<void> {
+    // Asked again right before, also where this undoes: others command the controller as well.
+    await this.#refuseOnline();
     await this.#host.reset(this.address);
     const end = performance.now() + RESET_TIMEOUT_MS;
     for (;;) {
