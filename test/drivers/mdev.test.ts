@@ -113,6 +113,21 @@ test('devices that are there are found, and who has them is told', async (t) => 
   t.is(found?.state, 'lost');
 });
 
+test('a device that another process has open is not removed', async (t) => {
+  for (const expose of ['vfio', 'none'] as const) {
+    const { host, controlling } = await opened();
+    const fn = await provisionFunction(controlling, spec({ expose }));
+    host.opened.set('/dev/vfio/devices/vfio0', 4711);
+    await t.throwsAsync(fn.release(), { code: 'ERR_TOWLINE_BUSY', message: /4711/ });
+    t.is(host.parents[0]?.devices.length, 1);
+    t.is(fn.exposure, expose);
+    host.opened.clear();
+    await fn.release();
+    t.is(fn.state, 'released');
+    t.deepEqual(host.parents[0]?.devices, []);
+  }
+});
+
 test('parents are named by name or path', async (t) => {
   const host = new FakeHost();
   host.parents = [mttyParent(), { ...mttyParent(), path: 'devices/virtual/other/mtty' }];

@@ -390,6 +390,34 @@ test('a device that somebody else has is told, and taken by its descriptor', asy
   t.true(host.log.includes(`open vfio ${VF} by 7`));
 });
 
+test('a VF that another process has open is not taken away from it', async (t) => {
+  for (const path of ['/dev/vfio/devices/vfio0', '/dev/vfio/10']) {
+    const { host, controlling } = await opened();
+    const fn = await provisionFunction(controlling, spec('vfio'));
+    host.opened.set(path, 4711);
+    const before = host.snapshot();
+    const busy = { code: 'ERR_TOWLINE_BUSY', message: /4711/ } as const;
+    await t.throwsAsync(fn.release(), busy);
+    await t.throwsAsync(fn.expose('none'), busy);
+    await t.throwsAsync(fn.expose('kernel'), busy);
+    t.deepEqual(host.snapshot(), before);
+    t.like(fn, { state: 'exposed', exposure: 'vfio' });
+    host.opened.clear();
+    await fn.release();
+    t.is(host.functions.get(VF)?.driver, null);
+  }
+});
+
+test('who has a VF that was bound behind our back keeps it', async (t) => {
+  const { host, controlling } = await opened();
+  const fn = await provisionFunction(controlling, spec());
+  await host.setDriverOverride(VF, 'vfio-pci');
+  await host.probe(VF);
+  host.opened.set('/dev/vfio/devices/vfio0', 4711);
+  await t.throwsAsync(fn.expose('kernel'), { code: 'ERR_TOWLINE_BUSY', message: /4711/ });
+  t.is(host.functions.get(VF)?.driver, 'vfio-pci');
+});
+
 test('a VF that is gone is lost', async (t) => {
   const { host, controlling } = await opened();
   const fn = await provisionFunction(controlling, spec());

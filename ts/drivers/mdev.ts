@@ -12,6 +12,7 @@ import { NativeHostPort, type HostPort, type MdevParent } from './host/port.js';
 import { refuseConfig } from './host/words.js';
 import { MdevFunction } from './mdev/function.js';
 import { kernelReasons } from '../host/vfio-reasons.js';
+import { checkNotOpen } from './vfio/explain.js';
 import { VfioHandle, type VfioOpenOptions } from './vfio/handle.js';
 
 export { MdevFunction } from './mdev/function.js';
@@ -133,8 +134,11 @@ export class MdevControllingFunction extends BaseControllingFunction<MdevFunctio
   }
 
   protected async withdraw(fn: MdevFunction): Promise<void> {
-    const { devices } = await this.#parent();
-    if (devices.some((d) => d.uuid === fn.uuid)) await this.#host.mdevRemove(fn.uuid);
+    const device = (await this.#parent()).devices.find((d) => d.uuid === fn.uuid);
+    if (device === undefined) return;
+    // It can be opened whatever its exposure: its VFIO device is there for as long as it is.
+    await checkNotOpen(this.#host, fn.uuid, device);
+    await this.#host.mdevRemove(fn.uuid);
   }
 
   protected async end(): Promise<void> {

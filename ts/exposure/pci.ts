@@ -4,6 +4,7 @@
 import { throwIfAborted, type WaitOptions } from '../abort.js';
 import type { HostKernel, HostPort, PciFunction } from '../drivers/host/port.js';
 import { pciFunction } from '../drivers/host/words.js';
+import { checkNotOpen } from '../drivers/vfio/explain.js';
 import { GENERIC_DRIVER, isVfioDriver, variantDriver } from '../drivers/vfio/variant.js';
 import { TowlineError } from '../errors.js';
 import type { ExposureName, Visibility } from '../function/types.js';
@@ -41,6 +42,11 @@ async function probe(host: HostPort, pci: PciFunction, override: string | null):
   });
 }
 
+/** That no other process has it open by VFIO, where it is bound to that. */
+async function checkUnused(host: HostPort, pci: PciFunction): Promise<void> {
+  if (isVfioDriver(pci.driver, await host.kernel())) await checkNotOpen(host, pci.address, pci);
+}
+
 /** Unbinds it from whatever has it. */
 async function unbound(host: HostPort, address: string): Promise<void> {
   if ((await pciFunction(host, address)).driver !== null) await host.unbind(address);
@@ -57,6 +63,7 @@ async function bind(
 ): Promise<void> {
   const before = await pciFunction(host, address);
   if (before.driver !== null && accept(before.driver) === undefined && before.driverOverride === override) return;
+  if (before.driver !== null) await checkUnused(host, before);
   await withUndo(async (steps) => {
     if (before.driver !== null) {
       await steps.do(
@@ -105,6 +112,9 @@ function vfioDriverFor(pci: PciFunction, kernel: HostKernel, migration: boolean)
 export function pciVisibility(options: PciExposureOptions): Readonly<Partial<Record<ExposureName, Visibility>>> {
   const { host, address, kernelDriver = null } = options;
   const hide = async (): Promise<void> => {
+    const now = (await host.pci(true)).find((f) => f.address === address);
+    // Before it is closed here: who is refused still has all that he had.
+    if (now !== undefined) await checkUnused(host, now);
     await options.letGo();
     await hidden(host, address);
   };

@@ -13,7 +13,7 @@ import type {
 } from '../../function/types.js';
 import type { ControllingFunction } from '../driver.js';
 import type { HostPort, MdevParent } from '../host/port.js';
-import { explainMdev, gone } from '../vfio/explain.js';
+import { checkNotOpen, explainMdev, gone } from '../vfio/explain.js';
 import { VfioFunction } from '../vfio/function.js';
 import type { VfioHandle } from '../vfio/handle.js';
 
@@ -56,7 +56,11 @@ export class MdevFunction extends VfioFunction {
             { function: this.uuid },
           );
         },
-        hide: () => handle.close(),
+        hide: async () => {
+          const device = await this.#device();
+          if (device !== undefined) await checkNotOpen(host, this.uuid, device);
+          await handle.close();
+        },
       },
       kernel: 'a mediated device has no driver of the kernel: only VFIO takes it',
     };

@@ -2,6 +2,7 @@
  * Reasons why a function on VFIO can't be migrated: from sysfs, debugfs and what is known of drivers, and from the device itself only where
  * this process has it open.
  */
+import { TowlineError } from '../../errors.js';
 import type { Reason } from '../../function/types.js';
 import { groupReasons, inUseReasons, kernelReasons, mdevWay, pciWay } from '../../host/vfio-reasons.js';
 import type { HostKernel, HostPort, MdevParent } from '../host/port.js';
@@ -102,4 +103,24 @@ export function vfioOpeners(
     ...(device.vfioDevice === null ? [] : [`/dev/vfio/devices/${device.vfioDevice}`]),
     ...(device.iommuGroup === null ? [] : [`/dev/vfio/${device.iommuGroup}`]),
   ]);
+}
+
+/**
+ * Refuses to take a device away from who has it open: the kernel would ask that process to close it, and wait for it without limit
+ * (`vfio_unregister_group_dev`, drivers/vfio/vfio_main.c).
+ * @throws TowlineError `ERR_TOWLINE_BUSY` with the processes, also as `details.pids`.
+ */
+export async function checkNotOpen(
+  host: HostPort,
+  name: string,
+  device: { readonly iommuGroup: number | null; readonly vfioDevice: string | null },
+): Promise<void> {
+  const pids = await vfioOpeners(host, device);
+  if (pids.length === 0) return;
+  throw new TowlineError(
+    'ERR_TOWLINE_BUSY',
+    `${name} is open in process ${pids.join(', ')} (its VFIO device or group), and the kernel would wait for that one without limit: ` +
+      'let it close the device, or stop it, first',
+    { details: { pids: [...pids] } },
+  );
 }
