@@ -93,6 +93,43 @@ test('a PF is not reset while a secondary that is no VF is online', async (t) =>
   t.true(host.log.includes(`reset ${PF}`));
 });
 
+test('a signal ends the wait for a PF that does not come back from its reset', async (t) => {
+  const { host, controlling } = await opened();
+  const before = host.snapshot();
+  const reset = host.onReset;
+  let first = true;
+  const abort = new AbortController();
+  host.onReset = (address) => {
+    reset(address);
+    const { nvme } = host.functions.get(PF) ?? {};
+    if (nvme) nvme.state = first ? 'resetting' : 'live';
+    if (first) setTimeout(() => abort.abort('enough'), 200);
+    first = false;
+  };
+  const began = performance.now();
+  await t.throwsAsync(provisionFunction(controlling, spec(), { signal: abort.signal }), {
+    code: 'ERR_TOWLINE_ABORTED',
+    message: 'enough',
+  });
+  t.true(performance.now() - began < 10_000);
+  t.deepEqual(host.snapshot(), before);
+});
+
+test('a PF that has lost its driver by its reset is told after seconds', async (t) => {
+  const { host, controlling } = await opened();
+  const reset = host.onReset;
+  host.onReset = (address) => {
+    reset(address);
+    Object.assign(host.functions.get(PF) ?? {}, { driver: null, nvme: null });
+  };
+  const began = performance.now();
+  await t.throwsAsync(provisionFunction(controlling, spec()), {
+    code: 'ERR_TOWLINE_DEVICE',
+    message: /without driver after its reset/,
+  });
+  t.true(performance.now() - began < 20_000);
+});
+
 test('one that comes online while resources are released keeps the PF from being reset, also by the undo', async (t) => {
   const host = new FakeNvmeHost();
   host.secondary.push({ cntlid: 9, vfNumber: 0, online: false, vq: 0, vi: 0 });

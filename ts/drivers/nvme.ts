@@ -94,9 +94,10 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
   protected async claim(
     spec: FunctionSpec,
     identity: { uuid: string; name: string | undefined },
+    options: WaitOptions,
   ): Promise<NvmeFunction> {
     const { kind } = spec;
-    const cntlid = await claim(this.#backend, spec, new Set(this.known().map((f) => f.cntlid)));
+    const cntlid = await claim(this.#backend, spec, new Set(this.known().map((f) => f.cntlid)), options);
     const own = { uuid: identity.uuid, name: identity.name ?? `${kind}-${cntlid}` };
     return new NvmeFunction(this, this.#backend, cntlid, own, { kind, migration: false, expose: 'none' });
   }

@@ -1,6 +1,7 @@
 /**
  * What of an NVMe controlling function is not an admin command: which functions its host sees, and how they come and go.
  */
+import type { WaitOptions } from '../../abort.js';
 import type { ExposureName, FunctionKind, FunctionLocation, Reason, Visibility } from '../../function/types.js';
 import type { VfioHandle } from '../vfio/handle.js';
 import type { NvmeAdmin } from './admin.js';
@@ -43,7 +44,7 @@ export interface NvmeBackend {
    * Sizes the pool of VFs, once, so that one of them can be given `wanted`. Idempotent.
    * @returns what undoes it, where something was done and can be undone.
    */
-  ensureVfs(wanted?: NvmeWanted): Promise<void | (() => Promise<void>)>;
+  ensureVfs(wanted?: NvmeWanted, options?: WaitOptions): Promise<void | (() => Promise<void>)>;
   /** Makes a SIOV-like function, offline and with nothing assigned. Left out where those that exist are all there are. */
   createSiov?(): Promise<number>;
   /** Removes a SIOV-like function that was made; what it had returns to the pools. */

@@ -3,6 +3,7 @@
  * sysfs. Secondary controllers that are no VFs of it on this host can be provisioned and migrated, and have no place here.
  */
 import { setTimeout } from 'node:timers/promises';
+import { abortError, throwIfAborted, type WaitOptions } from '../../abort.js';
 import { TowlineError } from '../../errors.js';
 import { pciVisibility } from '../../exposure/pci.js';
 import type { ExposureName, FunctionLocation, Reason, Visibility } from '../../function/types.js';
@@ -29,6 +30,8 @@ export interface NvmeOptions extends VfPoolOptions {
 /** How long a controller may take to be there again after its reset, in milliseconds: CAP.TO is 127.5 s at most (NVMe Base 2.1). */
 const RESET_TIMEOUT_MS = 130_000;
 const RESET_POLL_MS = 50;
+/** How long it may be without driver meanwhile: a driver that lets go of it after a reset does not come back by itself. */
+const WITHOUT_DRIVER_MS = 3000;
 
 /** What a VF needs at least: the admin queue and one for I/O, and one vector. */
 const LEAST: NvmeWanted = { vq: 2, vi: 1 };
@@ -167,12 +170,12 @@ export class HardwareBackend implements NvmeBackend {
     return pf;
   }
 
-  async ensureVfs(wanted: NvmeWanted = LEAST): Promise<void | UndoPool> {
+  async ensureVfs(wanted: NvmeWanted = LEAST, options: WaitOptions = {}): Promise<void | UndoPool> {
     const pf = await pciFunction(this.#host, this.address);
     // Secondary controllers of a PF without SR-IOV are what they are.
     if (pf.sriov === null || !this.#identify.virtualizationManagement) return;
     const size = this.#pool.size(pf);
-    return this.#pool.ensure((steps) => this.#releasePrimary(steps, pf, size, wanted));
+    return this.#pool.ensure((steps) => this.#releasePrimary(steps, pf, { size, wanted }, options));
   }
 
   /**
@@ -180,7 +183,12 @@ export class HardwareBackend implements NvmeBackend {
    * effect with a reset other than Controller Reset (NVMe Base 2.1, Virtualization Management), which takes every secondary controller
    * offline: so only before there is any VF, and while no other secondary is online.
    */
-  async #releasePrimary(steps: UndoStack, pf: PciFunction, size: number, wanted: NvmeWanted): Promise<void> {
+  async #releasePrimary(
+    steps: UndoStack,
+    pf: PciFunction,
+    { size, wanted }: { size: number; wanted: NvmeWanted },
+    options: WaitOptions,
+  ): Promise<void> {
     const caps = await this.admin.primaryCaps();
     const short = (['vq', 'vi'] as const).filter((resource) => {
       const { flexibleTotal, flexibleAssigned, flexibleToPrimary } = caps[resource];
@@ -199,10 +207,11 @@ export class HardwareBackend implements NvmeBackend {
     await steps.do(
       `reset ${this.address}`,
       async () => undefined,
+      // The undo has to run also after the signal has fired, so it does not get it.
       () => this.#resetPf(),
     );
     for (const resource of short) await this.#release(steps, resource, caps[resource].flexibleToPrimary);
-    await this.#resetPf();
+    await this.#resetPf(options);
   }
 
   async #release(steps: UndoStack, resource: NvmeResource, had: number): Promise<void> {
@@ -225,18 +234,24 @@ export class HardwareBackend implements NvmeBackend {
   }
 
   /** Resets the PF and waits until its driver has it going again. */
-  async #resetPf(): Promise<void> {
+  async #resetPf({ signal }: WaitOptions = {}): Promise<void> {
+    throwIfAborted(signal);
     // Asked again right before, also where this undoes: others command the controller as well.
     await this.#refuseOnline();
     await this.#host.reset(this.address);
-    const end = performance.now() + RESET_TIMEOUT_MS;
+    const began = performance.now();
+    let driven = began;
     for (;;) {
       const state = this.#pf(await this.#host.pci()).nvme?.state ?? null;
       if (state === 'live') return;
-      if (state === 'dead' || performance.now() > end) {
+      const now = performance.now();
+      if (state !== null) driven = now;
+      if (state === 'dead' || now - driven > WITHOUT_DRIVER_MS || now - began > RESET_TIMEOUT_MS) {
         throw new TowlineError('ERR_TOWLINE_DEVICE', `${this.address} is ${state ?? 'without driver'} after its reset`);
       }
-      await setTimeout(RESET_POLL_MS);
+      await setTimeout(RESET_POLL_MS, undefined, { signal }).catch((error: unknown) => {
+        throw signal?.aborted ? abortError(signal) : error;
+      });
     }
   }
 

@@ -27,14 +27,19 @@ function isFree(s: NvmeSecondary): boolean {
 }
 
 /** Finds, or makes, a function that nobody has. `taken` are the controllers that somebody has. */
-export async function claim(backend: NvmeBackend, spec: FunctionSpec, taken: ReadonlySet<number>): Promise<number> {
+export async function claim(
+  backend: NvmeBackend,
+  spec: FunctionSpec,
+  taken: ReadonlySet<number>,
+  options: WaitOptions = {},
+): Promise<number> {
   const { kind } = spec;
   if (kind === 'siov' && backend.createSiov !== undefined) return createSiov(backend);
   return withUndo(async (steps) => {
     if (kind === 'vf') {
       const { queues = DEFAULT_QUEUES, vectors = queues } = spec;
       const size = async (): Promise<() => Promise<void>> =>
-        (await backend.ensureVfs({ vq: queues + 1, vi: vectors })) ?? (async () => undefined);
+        (await backend.ensureVfs({ vq: queues + 1, vi: vectors }, options)) ?? (async () => undefined);
       await steps.do('size the pool of VFs', size, (undo) => undo());
     }
     return claimExisting(backend, kind, taken);
