@@ -150,6 +150,29 @@ pub(super) enum IrqData<'a> {
     Eventfds(&'a [i32]),
 }
 
+/// Why a `VFIO_DEVICE_SET_IRQS` did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct IrqRefusal {
+    pub(super) errno: Errno,
+    /// How many vectors could be had, where the kernel says so instead of an errno; then `errno` is `ENOSPC`.
+    pub(super) could: Option<u32>,
+}
+
+impl From<Errno> for IrqRefusal {
+    fn from(errno: Errno) -> Self {
+        Self { errno, could: None }
+    }
+}
+
+/// What a `VFIO_DEVICE_SET_IRQS` that didn't fail returned. Only 0 is success: where the host has fewer vectors than were asked
+/// for, the kernel enables none and returns how many there are (`drivers/vfio/pci/vfio_pci_intrs.c`, `vfio_msi_enable`).
+fn irqs_were_set(answer: i32) -> Result<(), IrqRefusal> {
+    match u32::try_from(answer) {
+        Ok(0) => Ok(()),
+        could => Err(IrqRefusal { errno: Errno::NOSPC, could: could.ok() }),
+    }
+}
+
 /// `VFIO_DEVICE_SET_IRQS`. `action` is one of `VFIO_IRQ_SET_ACTION_*`.
 pub(super) fn set_irqs(
     device: BorrowedFd<'_>,
@@ -157,7 +180,7 @@ pub(super) fn set_irqs(
     start: u32,
     action: u32,
     data: IrqData<'_>,
-) -> Result<(), Errno> {
+) -> Result<(), IrqRefusal> {
     use vfio_bindings::bindings::vfio::{VFIO_IRQ_SET_DATA_BOOL, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE};
     let (kind, count, bytes): (u32, usize, Vec<u8>) = match data {
         IrqData::None { count } => (VFIO_IRQ_SET_DATA_NONE, count as usize, Vec::new()),
@@ -176,7 +199,7 @@ pub(super) fn set_irqs(
     let word = |chunk: &[u8]| chunk.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
     let mut words: Vec<u64> = all.chunks_exact(8).map(|chunk| u64::from_le(word(chunk))).collect();
     // SAFETY: struct vfio_irq_set, its five fields and the data behind them, with its size; it only reads.
-    unsafe { with_words(device, abi::DEVICE_SET_IRQS, &mut words) }.map(drop)
+    irqs_were_set(unsafe { with_words(device, abi::DEVICE_SET_IRQS, &mut words) }?)
 }
 
 /// `VFIO_DEVICE_BIND_IOMMUFD` on a device's own node: the number of the device in the iommufd.
@@ -310,4 +333,17 @@ pub(super) fn precopy_info(data_fd: BorrowedFd<'_>) -> Result<vfio_precopy_info,
     // SAFETY: the structure of this ioctl, with its size.
     unsafe { with_struct(data_fd, abi::MIG_GET_PRECOPY_INFO, &mut info) }?;
     Ok(info)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_that_could_be_had_are_no_success() {
+        assert_eq!(irqs_were_set(0), Ok(()));
+        assert_eq!(irqs_were_set(3), Err(IrqRefusal { errno: Errno::NOSPC, could: Some(3) }));
+        assert_eq!(irqs_were_set(i32::MAX).unwrap_err().could, Some(i32::MAX as u32));
+        assert_eq!(irqs_were_set(-1).unwrap_err().could, None);
+    }
 }

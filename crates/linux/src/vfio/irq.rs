@@ -11,7 +11,7 @@ use vfio_bindings::bindings::vfio::{
 
 use super::device::VfioDevice;
 use super::error::told;
-use super::ioctl::{self, IrqData};
+use super::ioctl::{self, IrqData, IrqRefusal};
 
 /// The most vectors of one call.
 const CHUNK: usize = 256;
@@ -85,7 +85,7 @@ impl VfioDevice {
     ///
     /// # Errors
     /// [`ChannelErrorKind::Limit`] for vectors that there aren't; what the kernel said: `EINVAL` where another of INTx, MSI and MSI-X is
-    /// enabled, `ENOSPC` or a number where the host has too few. Then the whole index is disabled.
+    /// enabled, `ENOSPC` where the host has too few, with their number in the message. Then the whole index is disabled.
     pub fn wire_irqs(&self, index: u32, start: u32, eventfds: &[Option<BorrowedFd<'_>>]) -> Result<(), ChannelError> {
         let info = self.irq_info(index)?;
         info.check(self.name(), start, eventfds.len())?;
@@ -96,16 +96,16 @@ impl VfioDevice {
         let wired = in_chunks(start, &fds, |start, chunk| {
             ioctl::set_irqs(self.as_fd(), index, start, VFIO_IRQ_SET_ACTION_TRIGGER, IrqData::Eventfds(chunk))
         });
-        wired.map_err(|errno| {
+        wired.map_err(|refusal| {
             // Half of them is worse than none.
             let _ = self.disable_irqs(index);
-            let meaning = match errno {
+            let meaning = match refusal.errno {
                 Errno::INVAL => "another kind of interrupts is enabled, or more vectors than it was enabled with",
                 Errno::NOSPC => "the host has no more vectors",
                 Errno::BADF => "one of the descriptors is no eventfd",
                 _ => "",
             };
-            self.irq_failed("wire", index, errno, meaning)
+            self.irq_failed("wire", index, refusal, meaning)
         })
     }
 
@@ -117,8 +117,8 @@ impl VfioDevice {
         let none = IrqData::None { count: 0 };
         match ioctl::set_irqs(self.as_fd(), index, 0, VFIO_IRQ_SET_ACTION_TRIGGER, none) {
             // It was not enabled.
-            Ok(()) | Err(Errno::INVAL) => Ok(()),
-            Err(errno) => Err(self.irq_failed("disable", index, errno, "")),
+            Ok(()) | Err(IrqRefusal { errno: Errno::INVAL, .. }) => Ok(()),
+            Err(refusal) => Err(self.irq_failed("disable", index, refusal, "")),
         }
     }
 
@@ -130,7 +130,7 @@ impl VfioDevice {
         self.irq_info(index)?.check(self.name(), start, which.len())?;
         let which: Vec<u8> = which.iter().map(|raise| u8::from(*raise)).collect();
         ioctl::set_irqs(self.as_fd(), index, start, VFIO_IRQ_SET_ACTION_TRIGGER, IrqData::Bool(&which))
-            .map_err(|errno| self.irq_failed("raise", index, errno, "is it enabled?"))
+            .map_err(|refusal| self.irq_failed("raise", index, refusal, "is it enabled?"))
     }
 
     /// Masks or unmasks `count` vectors from `start` on. INTx is masked whenever it has fired, and has to be unmasked after the device
@@ -142,7 +142,7 @@ impl VfioDevice {
         self.irq_info(index)?.check(self.name(), start, count as usize)?;
         let action = if mask { VFIO_IRQ_SET_ACTION_MASK } else { VFIO_IRQ_SET_ACTION_UNMASK };
         ioctl::set_irqs(self.as_fd(), index, start, action, IrqData::None { count })
-            .map_err(|errno| self.irq_failed(if mask { "mask" } else { "unmask" }, index, errno, ""))
+            .map_err(|refusal| self.irq_failed(if mask { "mask" } else { "unmask" }, index, refusal, ""))
     }
 
     /// Lets an eventfd unmask INTx: the other half of a level-triggered interrupt in a guest. `None` ends that.
@@ -152,11 +152,18 @@ impl VfioDevice {
     pub fn unmask_irq_by(&self, index: u32, eventfd: Option<BorrowedFd<'_>>) -> Result<(), ChannelError> {
         let fd = eventfd.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         ioctl::set_irqs(self.as_fd(), index, 0, VFIO_IRQ_SET_ACTION_UNMASK, IrqData::Eventfds(&[fd]))
-            .map_err(|errno| self.irq_failed("unmask by eventfd", index, errno, ""))
+            .map_err(|refusal| self.irq_failed("unmask by eventfd", index, refusal, ""))
     }
 
-    fn irq_failed(&self, what: &str, index: u32, errno: Errno, meaning: &str) -> ChannelError {
-        told(&format!("{}: VFIO_DEVICE_SET_IRQS: {what} index {index}", self.name()), errno, meaning)
+    fn irq_failed(&self, what: &str, index: u32, refusal: IrqRefusal, meaning: &str) -> ChannelError {
+        refused(&format!("{}: VFIO_DEVICE_SET_IRQS: {what} index {index}", self.name()), refusal, meaning)
+    }
+}
+
+fn refused(what: &str, refusal: IrqRefusal, meaning: &str) -> ChannelError {
+    match refusal.could {
+        Some(could) => told(what, refusal.errno, &format!("the host has no more than {could} vectors")),
+        None => told(what, refusal.errno, meaning),
     }
 }
 
@@ -199,5 +206,12 @@ mod tests {
         }
         let liar = IrqInfo { count: u32::MAX, ..info };
         assert!(liar.check("x", 0, 1 << 20).is_err());
+    }
+    #[test]
+    fn too_few_vectors_are_told_with_their_number() {
+        let error = refused("x", IrqRefusal { errno: Errno::NOSPC, could: Some(3) }, "");
+        assert_eq!((error.kind, error.errno), (ChannelErrorKind::Limit, Some(Errno::NOSPC.raw_os_error())));
+        assert!(error.message.contains("ENOSPC") && error.message.ends_with("no more than 3 vectors"), "{error}");
+        assert!(refused("x", Errno::INVAL.into(), "why").message.ends_with(": why"));
     }
 }
