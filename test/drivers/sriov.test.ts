@@ -124,6 +124,18 @@ test('the pool: a failure of any call leaves no VF, and autoprobe as it was', as
   });
 });
 
+test('the pool: VFs that came with a failure go with it', async (t) => {
+  const { host, controlling } = await opened({ vfs: 3 });
+  host.mostVfs = 2;
+  const before = host.snapshot();
+  const error = await t.throwsAsync(controlling.provision({ kind: 'vf' }), { code: 'ERR_TOWLINE_DEVICE' });
+  t.notRegex(error?.message ?? '', /not undone/);
+  t.deepEqual(host.snapshot(), before);
+  host.mostVfs = Infinity;
+  await controlling.provision({ kind: 'vf' });
+  t.is(host.functions.get(PF)?.sriov?.numVfs, 3);
+});
+
 test('a release that failed is finished by another one', async (t) => {
   const count = await (async () => {
     const { host, controlling } = await withPool();

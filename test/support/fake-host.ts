@@ -92,6 +92,8 @@ export class FakeHost implements HostPort {
   /** VFIO drivers whose probe fails. */
   refusing = new Set<string>();
   nvme: (NvmeAdmin & { close(): void }) | undefined;
+  /** The driver of the PF makes at most as many VFs, and then fails. */
+  mostVfs = Infinity;
   /** Called with the address of what is reset. */
   onReset: (address: string) => void = () => undefined;
   onNumVfs: (address: string, count: number) => void = () => undefined;
@@ -172,8 +174,9 @@ export class FakeHost implements HostPort {
     if (count > 0 && pf.sriov.numVfs > 0 && count !== pf.sriov.numVfs) throw systemError('sriov_numvfs', 'EBUSY');
     for (const vf of pf.virtfns) this.functions.delete(vf);
     pf.virtfns = [];
-    pf.sriov.numVfs = count;
-    for (let n = 0; n < count; n += 1) {
+    const made = Math.min(count, this.mostVfs);
+    pf.sriov.numVfs = made;
+    for (let n = 0; n < made; n += 1) {
       const vf = pci(address.replace(/0$/, String(n + 1)), {
         vendor: pf.vendor,
         device: pf.sriov.vfDevice,
@@ -188,7 +191,10 @@ export class FakeHost implements HostPort {
       if (pf.driver === 'vfio-pci') vf.driverOverride = 'vfio-pci';
       if (pf.sriov.driversAutoprobe || vf.driverOverride !== null) this.#bind(vf);
     }
-    this.onNumVfs(address, count);
+    this.onNumVfs(address, made);
+    if (made < count) {
+      throw new TowlineError('ERR_TOWLINE_DEVICE', `${address} has ${made} VFs, and ${count} were asked for`);
+    }
   }
 
   async setAutoprobe(address: string, on: boolean): Promise<void> {

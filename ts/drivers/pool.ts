@@ -88,11 +88,13 @@ export class VfPool {
           () => host.setAutoprobe(address, true),
         );
       }
+      // The driver may make fewer than it was asked for, and fail: these go, too.
       await steps.do(
         `make ${size} VFs of ${address}`,
-        () => this.#make(pf, size),
-        () => host.setNumVfs(address, 0),
+        async () => undefined,
+        () => this.#unmake(),
       );
+      await this.#make(pf, size);
       await this.#hide();
       return () => steps.undo();
     });
@@ -106,6 +108,11 @@ export class VfPool {
       if (driver !== null) await this.#host.unbind(address);
       if (driverOverride !== null) await this.#host.setDriverOverride(address, null);
     }
+  }
+
+  async #unmake(): Promise<void> {
+    const { sriov } = await pciFunction(this.#host, this.#address);
+    if ((sriov?.numVfs ?? 0) > 0) await this.#host.setNumVfs(this.#address, 0);
   }
 
   async #make(pf: PciFunction, size: number): Promise<void> {
