@@ -1,6 +1,7 @@
 import test from 'ava';
 import { conformDriver } from '#towline/conformance/index.js';
 import { NvmeDriver, type NvmeControllingFunction, type NvmeOptions } from '#towline/drivers/nvme.js';
+import { TowlineError } from '#towline/errors.js';
 import { provisionFunction } from '#towline/function/lifecycle.js';
 import type { ExposureName, FunctionSpec } from '#towline/function/types.js';
 import { pci } from '../support/fake-host.js';
@@ -17,6 +18,18 @@ const spec = (expose: ExposureName = 'none'): FunctionSpec => ({
   migration: false,
   expose,
 });
+
+/** A host with a variant driver for the VFs. */
+function withVariant(): FakeNvmeHost {
+  const host = new FakeNvmeHost();
+  host.kernelFacts.vfioAliases.push({
+    pattern: 'vfio_pci:v00001B36d00000010sv*',
+    module: 'nvme_vfio_pci',
+    driver: null,
+  });
+  host.kernelFacts.pciDrivers.push('nvme_vfio_pci');
+  return host;
+}
 
 async function opened(
   options: NvmeOptions = {},
@@ -241,14 +254,7 @@ test('a process that has its VFIO device open uses it', async (t) => {
 });
 
 test('without host managed live migration a variant driver migrates its VFs', async (t) => {
-  const host = new FakeNvmeHost();
-  host.kernelFacts.vfioAliases.push({
-    pattern: 'vfio_pci:v00001B36d00000010sv*',
-    module: 'nvme_vfio_pci',
-    driver: null,
-  });
-  host.kernelFacts.pciDrivers.push('nvme_vfio_pci');
-  const { controlling } = await opened({}, host);
+  const { host, controlling } = await opened({}, withVariant());
   const fn = await provisionFunction(controlling, { ...spec('vfio'), migration: true });
   t.is(host.functions.get(VF)?.driver, 'nvme_vfio_pci');
   t.deepEqual(await fn.explain(), []);
@@ -257,6 +263,37 @@ test('without host managed live migration a variant driver migrates its VFs', as
   t.is(fn.dirtySources().length, 1);
   await fn.release();
   t.is(host.open.size, 0);
+});
+
+test('the next function of a controller has a VFIO device of its own, which the one before does not close', async (t) => {
+  const { host, controlling } = await opened({}, withVariant());
+  const migratable = { ...spec('vfio'), migration: true };
+  const before = await provisionFunction(controlling, migratable);
+  t.is(await before.channel().state(), 'running');
+  await before.release();
+  const fn = await provisionFunction(controlling, migratable);
+  t.is(fn.location?.address, VF);
+  t.is(await fn.channel().state(), 'running');
+  await before.close();
+  await t.throwsAsync(async () => before.open?.(), { code: 'ERR_TOWLINE_CLOSED' });
+  t.deepEqual([...host.open], [VF]);
+  await fn.close();
+  t.deepEqual([...host.open], []);
+});
+
+test('a VFIO device that does not close keeps the controller from nothing', async (t) => {
+  const { host, controlling } = await opened({}, withVariant());
+  const open = host.openVfio.bind(host);
+  host.openVfio = async (...args) => ({
+    ...(await open(...args)),
+    close: async () => {
+      throw new TowlineError('ERR_TOWLINE_DEVICE', 'it does not close');
+    },
+  });
+  const fn = await provisionFunction(controlling, { ...spec('vfio'), migration: true });
+  await fn.open?.();
+  await t.throwsAsync(controlling.close(), { code: 'ERR_TOWLINE_DEVICE', message: 'it does not close' });
+  t.is(host.log.at(-1), 'close');
 });
 
 test('secondaries that are no VFs here are provisioned and migrated, and have no place', async (t) => {

@@ -66,6 +66,8 @@ export interface NvmeBackend {
   exposure?(cntlid: number): Promise<ExposureName>;
   /** The VFIO device that carries its state; `undefined` where the controlling function does, by Migration Send and Receive. @internal */
   migratesBy?(cntlid: number): VfioHandle | undefined;
+  /** Closes that VFIO device for good: the function that had it is closed. */
+  letGo?(cntlid: number): Promise<void>;
   /** Whether a VFIO driver of this kernel migrates it. */
   hasVariantDriver?(cntlid: number): Promise<boolean>;
   /** Why its place on this host keeps it from being migrated. */

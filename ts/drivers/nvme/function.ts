@@ -3,6 +3,7 @@
  */
 import { throwIfAborted, type WaitOptions } from '../../abort.js';
 import type { DirtySource, StateChannel } from '../../function/channel.js';
+import { TowlineError } from '../../errors.js';
 import { BaseFunction } from '../../function/controlled.js';
 import type {
   ExposureName,
@@ -30,6 +31,7 @@ export class NvmeFunction extends BaseFunction {
   readonly location: FunctionLocation | undefined;
   readonly visibility: Readonly<Partial<Record<ExposureName, Visibility | string>>> | undefined;
   readonly #backend: NvmeBackend;
+  #left = false;
 
   constructor(
     controlling: ControllingFunction,
@@ -57,12 +59,19 @@ export class NvmeFunction extends BaseFunction {
   /** Opens its VFIO device, where that carries its state; the controlling function needs nothing. */
   async open(options: WaitOptions = {}): Promise<void> {
     throwIfAborted(options.signal);
+    if (this.#left) throw new TowlineError('ERR_TOWLINE_CLOSED', `${this.name} is closed`, { function: this.uuid });
     await this.#backend.migratesBy?.(this.cntlid)?.open();
   }
 
   override async close(): Promise<void> {
-    await super.close();
-    await this.#backend.migratesBy?.(this.cntlid)?.close();
+    // Once: later its controller may be another function's.
+    if (this.#left) return;
+    this.#left = true;
+    try {
+      await super.close();
+    } finally {
+      await this.#backend.letGo?.(this.cntlid);
+    }
   }
 
   /** Whether a host has it enabled now, or another process its VFIO device open. */

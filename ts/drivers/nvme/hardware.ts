@@ -311,6 +311,13 @@ export class HardwareBackend implements NvmeBackend {
     return handle;
   }
 
+  async letGo(cntlid: number): Promise<void> {
+    const handle = this.#handles.get(cntlid);
+    // Its channel is closed for good with the function that had it, so that the next one needs another.
+    this.#handles.delete(cntlid);
+    await handle?.close();
+  }
+
   async hasVariantDriver(cntlid: number): Promise<boolean> {
     const handle = this.migratesBy(cntlid);
     if (handle === undefined) return false;
@@ -324,7 +331,12 @@ export class HardwareBackend implements NvmeBackend {
   }
 
   async close(): Promise<void> {
-    for (const handle of this.#handles.values()) await handle.close();
+    const failures: unknown[] = [];
+    // A VFIO device that does not close keeps neither the others nor the controller open.
+    for (const handle of this.#handles.values()) {
+      await handle.close().catch((error: unknown) => failures.push(error));
+    }
     this.#device.close();
+    if (failures.length > 0) throw failures[0];
   }
 }
