@@ -188,10 +188,9 @@ impl VfioFunction {
     /// Unmaps what [`VfioFunction::map_memory`] mapped. Idempotent.
     ///
     /// # Errors
-    /// As [`AddressSpace::unmap`].
+    /// As [`AddressSpace::unmap`]; what is still mapped then is known as such, and another call tries it again.
     pub fn unmap_memory(&self) -> Result<(), ChannelError> {
-        let mapping = self.mapping.lock().unwrap_or_else(PoisonError::into_inner).take();
-        mapping.map_or(Ok(0), |mapping| mapping.close()).map(drop)
+        unmap(&mut self.mapping.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Who tells which pages it wrote.
@@ -217,6 +216,15 @@ impl VfioFunction {
     }
 }
 
+/// Forgets a mapping only when the device reaches none of it any more.
+fn unmap(mapping: &mut Option<GuestMapping>) -> Result<(), ChannelError> {
+    if let Some(mapped) = mapping {
+        mapped.close()?;
+        *mapping = None;
+    }
+    Ok(())
+}
+
 impl Drop for VfioFunction {
     fn drop(&mut self) {
         // There is nobody to tell errors to; the kernel takes down what is left when the last descriptor is closed.
@@ -228,3 +236,6 @@ impl Drop for VfioFunction {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
