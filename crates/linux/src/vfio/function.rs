@@ -35,7 +35,8 @@ pub struct VfioOptions {
     pub by: OpenBy,
     /// The VF token, where the PF is on `vfio-pci`.
     pub token: Option<VfToken>,
-    /// By its own node: a page table that tracks dirty pages, where the IOMMU can.
+    /// By its own node: a page table that tracks dirty pages, where the IOMMU can. It has no large pages then, as a write would make
+    /// all of one dirty.
     pub dirty_tracking: bool,
 }
 
@@ -121,6 +122,8 @@ impl VfioFunction {
         if let (true, false, Some(devid)) = (options.dirty_tracking, place.is_mdev(), device.devid())
             && iommufd.hw_info(devid).is_ok_and(|info| info.can_track_dirty())
         {
+            // A write makes all of an I/O page dirty, which would be 2 MiB or 1 GiB. It has to be said before there is a page table.
+            ioas.set_huge_pages(false)?;
             // Page tables that the kernel makes by itself don't track.
             hwpt = Some(Hwpt::allocate(&ioas, devid, true)?);
         }
