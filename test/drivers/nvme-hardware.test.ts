@@ -296,6 +296,19 @@ test('a VFIO device that does not close keeps the controller from nothing', asyn
   t.is(host.log.at(-1), 'close');
 });
 
+test('functions whose VFs were destroyed are lost, and what they had open is closed', async (t) => {
+  const { host, controlling } = await opened({}, withVariant());
+  const fn = await provisionFunction(controlling, { ...spec('vfio'), migration: true });
+  await fn.open?.();
+  await host.setNumVfs(PF, 0);
+  t.deepEqual(await controlling.list(), []);
+  t.like(fn, { state: 'lost', exposure: 'none' });
+  t.deepEqual(codesOf(await fn.explain()), ['function-lost']);
+  t.deepEqual([...host.open], []);
+  await fn.release();
+  t.is((await controlling.capacity()).find((c) => c.kind === 'vf')?.free, 4);
+});
+
 test('secondaries that are no VFs here are provisioned and migrated, and have no place', async (t) => {
   const host = new FakeNvmeHost();
   host.hmlms = true;

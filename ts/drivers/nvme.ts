@@ -63,6 +63,12 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
     const { admin } = this.#backend;
     const secondaries = await admin.secondaries();
     const controllers = await this.#backend.controllers();
+    for (const fn of this.known()) {
+      if (controllers.some((c) => c.cntlid === fn.cntlid)) continue;
+      this.lose(fn);
+      // What is left open of a device that is gone keeps the kernel from letting go of it.
+      await fn.close().catch(() => undefined);
+    }
     const found = secondaries.filter((s) => s.online && !this.#knows(s.cntlid));
     // Asked only where something is found: it takes several commands.
     const namespaces = found.length === 0 ? [] : await admin.namespaces();
