@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::io::Errno;
 use towline_core::channel::{ChannelError, ChannelErrorKind, DirtySource};
 
 use super::container::Container;
@@ -110,8 +111,7 @@ impl VfioFunction {
             let container = Container::open()?;
             let device = Arc::new(container.device_with_token(group, name, options.token.as_ref())?);
             let space = Type1::new(container);
-            // A container tells what it tracks; one that can't be asked tracks nothing.
-            let tracks = space.info().ok().is_some_and(|info| info.migration.is_some());
+            let tracks = where_known(space.info())?.is_some_and(|info| info.migration.is_some());
             let by = if tracks { DirtyBy::Type1 } else { DirtyBy::Nobody };
             return Self::new(device, Space::Type1(space), by);
         };
@@ -120,7 +120,7 @@ impl VfioFunction {
         let ioas = Ioas::allocate(&iommufd)?;
         let mut hwpt = None;
         if let (true, false, Some(devid)) = (options.dirty_tracking, place.is_mdev(), device.devid())
-            && iommufd.hw_info(devid).is_ok_and(|info| info.can_track_dirty())
+            && where_known(iommufd.hw_info(devid))?.is_some_and(|info| info.can_track_dirty())
         {
             // A write makes all of an I/O page dirty, which would be 2 MiB or 1 GiB. It has to be said before there is a page table.
             ioas.set_huge_pages(false)?;
@@ -216,6 +216,17 @@ impl VfioFunction {
             (DirtyBy::Type1, Space::Type1(space)) => Some(Box::new(Type1Dirty::new(space))),
             _ => None,
         })
+    }
+}
+
+/// What the kernel told of its tracking; `None` where it doesn't know the question, or not for this device, which then tracks
+/// nothing. Whatever else it says, nobody knows.
+fn where_known<T>(told: Result<T, ChannelError>) -> Result<Option<T>, ChannelError> {
+    let unknown = [Errno::OPNOTSUPP, Errno::NOENT, Errno::NOTTY].map(|errno| Some(errno.raw_os_error()));
+    match told {
+        Ok(info) => Ok(Some(info)),
+        Err(error) if unknown.contains(&error.errno) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

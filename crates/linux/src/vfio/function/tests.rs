@@ -60,3 +60,17 @@ fn what_could_not_be_unmapped_is_tried_again() {
     assert!(mapping.is_none() && space.mapped().is_empty());
     assert_eq!(unmap(&mut mapping), Ok(()));
 }
+
+#[test]
+fn only_a_kernel_that_does_not_know_tracks_nothing() {
+    let said = |errno: Option<i32>| ChannelError { errno, ..ChannelError::new(ChannelErrorKind::Device, "x") };
+    assert_eq!(where_known(Ok(7)), Ok(Some(7)));
+    for errno in [Errno::OPNOTSUPP, Errno::NOENT, Errno::NOTTY] {
+        assert_eq!(where_known::<()>(Err(said(Some(errno.raw_os_error())))), Ok(None));
+    }
+    for errno in [None, Some(Errno::NOMEM), Some(Errno::PERM), Some(Errno::NODEV), Some(Errno::INVAL), Some(Errno::IO)]
+    {
+        let error = said(errno.map(Errno::raw_os_error));
+        assert_eq!(where_known::<()>(Err(error.clone())), Err(error));
+    }
+}
