@@ -377,7 +377,7 @@ export const suites = [
   },
   {
     name: 'faults',
-    path: 'migrate, track, provision while allocations of the kernel fail (fail-nth)',
+    path: 'migrate, track and remove a mediated device while allocations of the kernel fail (fail-nth)',
     oracle: 'ENOMEM by name, /proc/self/fd, debugfs of VFIO, the sequence afterwards',
     kernels: ['built'],
     machine: 'iommu',
