@@ -9,8 +9,8 @@ use crate::iommu_error::failed;
 
 /// Words that are in memory and locked there from the beginning.
 ///
-/// iommufd pins the bitmap while it clears dirty bits; where it can't, the bits are cleared, told nowhere, and the call
-/// succeeds. So what it is given is private memory that has its pages already, keeps them, and isn't shared with a child.
+/// iommufd and the logs of VFIO devices pin the bitmap while they clear dirty bits; where they can't, the bits are cleared, told
+/// nowhere, and the call succeeds. So what it is given is private memory that has its pages already, keeps them, and isn't shared with a child.
 #[derive(Debug)]
 pub(crate) struct LockedBits {
     base: NonNull<u64>,
@@ -41,6 +41,11 @@ impl LockedBits {
         // SAFETY: the mapping that was just made; a child doesn't have it then, and no code of a child uses it.
         let _ = unsafe { madvise(base.as_ptr().cast(), len, Advice::LinuxDontFork) };
         Ok(bits)
+    }
+
+    /// How many there are.
+    pub(crate) fn words(&self) -> usize {
+        self.words
     }
 
     /// The first `words` words, all 0; fewer where there aren't as many.
@@ -80,5 +85,6 @@ mod tests {
         words.fill(7);
         assert_eq!(bits.zeroed(3), [0; 3]);
         assert_eq!(bits.zeroed(9000).len(), 8192);
+        assert_eq!(bits.words(), 8192);
     }
 }

@@ -12,13 +12,16 @@ use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FEATURE_DMA_LOGGING_STOP, vfio_d
 use super::device::{OpenedWay, VfioDevice};
 use super::error::{failed, told};
 use super::ioctl;
+use crate::address_space::locked::LockedBits;
 
 /// The most ranges that the kernel takes (`LOG_MAX_RANGES`, `drivers/vfio/vfio_main.c`): a page of them.
 const MOST_RANGES: usize = 256;
 /// The smallest page of a log.
 const LEAST_PAGE: u64 = 4096;
-/// The most pages of one report: 8 GiB of 4 KiB pages, a bitmap of 256 KiB.
-const MOST_PAGES: u64 = 1 << 21;
+/// The most words of the bitmap of one report: 64 KiB, which is 2 GiB in pages of 4 KiB.
+const MOST_WORDS: usize = 8192;
+/// As many as are taken where the process may lock no more: one page, which is 128 MiB.
+const LEAST_WORDS: usize = 512;
 /// The lengths at which a range is cut where the device finds it too long; `mlx5` has 2^42 at most.
 const CUTS: [u64; 4] = [1 << 42, 1 << 40, 1 << 36, 1 << 32];
 
@@ -26,7 +29,8 @@ const CUTS: [u64; 4] = [1 << 42, 1 << 40, 1 << 36, 1 << 32];
 pub(super) trait LogPort: Send {
     /// Starts it; the page size in force.
     fn start(&self, page_size: u64, ranges: &[MemoryRange]) -> Result<u64, Errno>;
-    /// Sets bits.
+    /// Sets bits. The kernel pins the bitmap, and where it can't, the bits are lost and it says that all is well
+    /// (`drivers/iommu/iommufd/iova_bitmap.c`): `bitmap` is memory that is locked.
     fn report(&self, range: MemoryRange, page_size: u64, bitmap: &mut [u64]) -> Result<(), Errno>;
     /// Ends it.
     fn stop(&self) -> Result<(), Errno>;
@@ -48,9 +52,15 @@ impl LogPort for Arc<VfioDevice> {
     }
 }
 
-struct Active {
+/// What a device took.
+struct Started {
     ranges: Vec<MemoryRange>,
     page_size: u64,
+}
+
+struct Active {
+    started: Started,
+    bits: LockedBits,
 }
 
 /// The log of one device. It covers the whole device and lasts from [`DirtySource::start`] to [`DirtySource::stop`], whatever
@@ -61,14 +71,13 @@ pub struct VfioDmaLog {
     port: Box<dyn LogPort>,
     name: String,
     active: Option<Active>,
-    bitmap: Vec<u64>,
 }
 
 impl fmt::Debug for VfioDmaLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("VfioDmaLog")
             .field("name", &self.name)
-            .field("ranges", &self.active.as_ref().map_or(0, |a| a.ranges.len()))
+            .field("ranges", &self.active.as_ref().map_or(0, |a| a.started.ranges.len()))
             .finish_non_exhaustive()
     }
 }
@@ -164,18 +173,18 @@ impl VfioDmaLog {
     }
 
     pub(super) fn over(port: Box<dyn LogPort>, name: &str) -> Self {
-        Self { port, name: name.to_owned(), active: None, bitmap: Vec::new() }
+        Self { port, name: name.to_owned(), active: None }
     }
 
     /// Starts the log for `ranges`, which fit `page_size`; with fewer or shorter ranges where the device wants that.
-    fn try_start(&self, ranges: &[MemoryRange], page_size: u64) -> Result<Active, ChannelError> {
+    fn try_start(&self, ranges: &[MemoryRange], page_size: u64) -> Result<Started, ChannelError> {
         let attempt = |ranges: Vec<MemoryRange>| match self.port.start(page_size, &ranges) {
-            Ok(page_size) => Ok(Active { ranges, page_size }),
+            Ok(page_size) => Ok(Started { ranges, page_size }),
             Err(errno) => Err((errno, ranges)),
         };
         let mut most = MOST_RANGES;
         let (first, mut tried) = match attempt(merged(ranges, most)) {
-            Ok(active) => return Ok(active),
+            Ok(started) => return Ok(started),
             Err(refused) => refused,
         };
         let mut last = first;
@@ -185,7 +194,7 @@ impl VfioDmaLog {
         {
             most = tried.len() / 2;
             match attempt(merged(ranges, most)) {
-                Ok(active) => return Ok(active),
+                Ok(started) => return Ok(started),
                 Err(refused) => (last, tried) = refused,
             }
         }
@@ -198,7 +207,7 @@ impl VfioDmaLog {
                 break;
             }
             match attempt(shorter) {
-                Ok(active) => return Ok(active),
+                Ok(started) => return Ok(started),
                 Err(refused) => (last, _) = refused,
             }
         }
@@ -226,6 +235,8 @@ impl DirtySource for VfioDmaLog {
                 format!("a log's page size is a power of two of at least {LEAST_PAGE}, not {page_size_bytes}");
             return Err(limit(message));
         }
+        // Before anything is started, which would have to be stopped where there is no memory.
+        let bits = LockedBits::new(MOST_WORDS).or_else(|_| LockedBits::new(LEAST_WORDS))?;
         let mut page_size = page_size_bytes;
         // A device may have coarser pages than it was asked for. Ranges that don't fit them are started anew with some that do.
         for _ in 0..4 {
@@ -233,13 +244,13 @@ impl DirtySource for VfioDmaLog {
             if whole.is_empty() {
                 return Err(limit(format!("{}: a log of no memory at all", self.name)));
             }
-            let active = self.try_start(&whole, page_size)?;
-            let got = active.page_size;
+            let started = self.try_start(&whole, page_size)?;
+            let got = started.page_size;
             let fits = got.is_power_of_two()
                 && got >= LEAST_PAGE
-                && active.ranges.iter().all(|r| r.gpa % got == 0 && r.len % got == 0);
+                && started.ranges.iter().all(|r| r.gpa % got == 0 && r.len % got == 0);
             if fits {
-                self.active = Some(active);
+                self.active = Some(Active { started, bits });
                 return Ok(got.max(page_size_bytes));
             }
             let stopped = self.port.stop();
@@ -256,32 +267,32 @@ impl DirtySource for VfioDmaLog {
     }
 
     fn harvest(&mut self, sink: &mut dyn DirtySink) -> Result<(), ChannelError> {
-        let Some(active) = &self.active else {
+        let Some(Active { started, bits }) = &mut self.active else {
             let message = format!("{}: the log of its writes is not started", self.name);
             return Err(ChannelError::new(ChannelErrorKind::State, message));
         };
-        for range in &active.ranges {
+        let most = started.page_size.saturating_mul(bits.words() as u64 * 64);
+        for range in &started.ranges {
             let mut at = 0;
             while at < range.len {
-                let len = (MOST_PAGES.saturating_mul(active.page_size)).min(range.len - at);
+                let len = most.min(range.len - at);
                 let part = MemoryRange { gpa: range.gpa + at, len };
-                let bits = len / active.page_size;
-                self.bitmap.clear();
+                let pages = len / started.page_size;
                 // The kernel only sets bits.
-                self.bitmap.resize(bits.div_ceil(64) as usize, 0);
-                if let Err(errno) = self.port.report(part, active.page_size, &mut self.bitmap) {
+                let bitmap = bits.zeroed(pages.div_ceil(64) as usize);
+                if let Err(errno) = self.port.report(part, started.page_size, bitmap) {
                     // What was reported before is forgotten by the device, and what this one had is unknown.
-                    active.ranges.iter().for_each(|r| sink.mark(r.gpa, r.len));
+                    started.ranges.iter().for_each(|r| sink.mark(r.gpa, r.len));
                     let what = format!("{}: VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT", self.name);
                     return Err(told(&what, errno, "every page that it can write counts as written"));
                 }
                 // Bits behind the last page belong to nothing.
-                if let (Some(last), left @ 1..) = (self.bitmap.last_mut(), bits % 64) {
+                if let (Some(last), left @ 1..) = (bitmap.last_mut(), pages % 64) {
                     *last &= (1 << left) - 1;
                 }
-                if self.bitmap.iter().any(|word| *word != 0) {
-                    let bytes: Vec<u8> = self.bitmap.iter().flat_map(|word| word.to_ne_bytes()).collect();
-                    sink.merge_bitmap(part.gpa, active.page_size, &bytes);
+                if bitmap.iter().any(|word| *word != 0) {
+                    let bytes: Vec<u8> = bitmap.iter().flat_map(|word| word.to_ne_bytes()).collect();
+                    sink.merge_bitmap(part.gpa, started.page_size, &bytes);
                 }
                 at += len;
             }

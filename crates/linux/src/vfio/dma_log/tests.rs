@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use super::*;
 
 const PAGE: u64 = 4096;
+const MOST_PAGES: u64 = MOST_WORDS as u64 * 64;
 
 #[derive(Debug)]
 struct Device {
@@ -170,6 +171,49 @@ fn long_ranges_are_reported_in_parts() {
     fake.lock().wrote.extend(wrote.map(|page| page * PAGE));
     assert_eq!(harvest(&mut log), BTreeSet::from(wrote));
     assert_eq!(fake.lock().reports, 3);
+}
+
+/// Whether the mapping that has this address is locked.
+fn is_locked(address: u64) -> bool {
+    let mut here = false;
+    for line in std::fs::read_to_string("/proc/thread-self/smaps").unwrap().lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some((Ok(start), Ok(end))) =
+            first.split_once('-').map(|(a, b)| (u64::from_str_radix(a, 16), u64::from_str_radix(b, 16)))
+        {
+            here = (start..end).contains(&address);
+        } else if here && first == "VmFlags:" {
+            return words.any(|flag| flag == "lo");
+        }
+    }
+    panic!("{address:#x} is in no mapping");
+}
+
+#[test]
+fn the_kernel_gets_memory_that_it_can_pin() {
+    struct Pinning;
+    impl LogPort for Pinning {
+        fn start(&self, page_size: u64, _: &[MemoryRange]) -> Result<u64, Errno> {
+            Ok(page_size)
+        }
+        fn report(&self, _: MemoryRange, _: u64, bitmap: &mut [u64]) -> Result<(), Errno> {
+            let range = bitmap.as_ptr_range();
+            assert!(is_locked(range.start.addr() as u64) && is_locked(range.end.addr() as u64 - 1));
+            bitmap[0] |= 1;
+            Ok(())
+        }
+        fn stop(&self) -> Result<(), Errno> {
+            Ok(())
+        }
+    }
+    let other = vec![0u64; 1 << 15];
+    assert!(!is_locked(other.as_ptr().addr() as u64), "all memory of this process is locked");
+    let mut log = VfioDmaLog::over(Box::new(Pinning), "fake");
+    log.start(&[MemoryRange { gpa: 0, len: (MOST_PAGES + 1) * PAGE }], PAGE).unwrap();
+    for _ in 0..2 {
+        assert_eq!(harvest(&mut log), BTreeSet::from([0, MOST_PAGES]));
+    }
 }
 
 #[test]
