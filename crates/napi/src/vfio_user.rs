@@ -10,7 +10,7 @@ use serde_json::json;
 use towline_core::bar::Filter;
 use towline_nvme::model::CONTROLLING_CNTLID;
 use towline_vfio_user::nvme::{NvmeFunction, NvmeFunctionError, NvmeFunctionOptions};
-use towline_vfio_user::{ServerError, ServerOptions, VfioUserServer};
+use towline_vfio_user::{ServerError, ServerOptions, VfioUserListener, VfioUserServer};
 
 use crate::fault::Fault;
 use crate::memory::GuestMemory;
@@ -95,7 +95,7 @@ impl NativeSubsystem {
             ServerOptions { allow_shrinkable: options.map_shrinkable.unwrap_or(false), ..ServerOptions::default() };
         let inner = self.shared();
         run(env, "vfio-user", move || {
-            let (subsystem, admins) = {
+            let subsystem = {
                 let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
                 let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
                 if let Some(fault) = open.taken(cntlid) {
@@ -103,14 +103,22 @@ impl NativeSubsystem {
                 }
                 // From here on nobody else may have it.
                 open.exposed.insert(cntlid, None);
-                let admins = if cntlid == CONTROLLING_CNTLID { std::mem::take(&mut open.admins) } else { Vec::new() };
-                (open.subsystem.clone(), admins)
+                open.subsystem.clone()
             };
             let start = || -> Result<Arc<VfioUserServer>, Fault> {
-                // Before its registers are the guest's.
-                admins.iter().filter_map(std::sync::Weak::upgrade).for_each(|admin| admin.revoke());
+                // Everything that can be refused, before anything is taken: the reset of the controlling function takes every other down.
+                NvmeFunction::check(&subsystem, cntlid, &function_options)?;
+                let listener = VfioUserListener::bind(&PathBuf::from(&path))?;
+                if cntlid == CONTROLLING_CNTLID {
+                    let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
+                    let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
+                    let admins = std::mem::take(&mut open.admins);
+                    drop(guard);
+                    // Before its registers are the guest's.
+                    admins.iter().filter_map(std::sync::Weak::upgrade).for_each(|admin| admin.revoke());
+                }
                 let function = NvmeFunction::new(&subsystem, cntlid, &function_options)?;
-                let server = VfioUserServer::start(&PathBuf::from(&path), Arc::new(function), server_options)?;
+                let server = listener.serve(Arc::new(function), server_options)?;
                 let server = Arc::new(server);
                 let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
                 let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;

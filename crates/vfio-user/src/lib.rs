@@ -21,4 +21,4 @@ mod socket;
 
 pub use interrupts::Interrupts;
 pub use memory::{ClientMemory, DmaError};
-pub use server::{ServerError, ServerOptions, ServerStatus, VfioUserServer};
+pub use server::{ServerError, ServerOptions, ServerStatus, VfioUserListener, VfioUserServer};

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use client::*;
 use rig::{Kind, MEMORY, Rig};
-use towline_core::bar::{Access, DefaultAction, Fill, Policy, Rule};
+use towline_core::bar::{Access, BarTarget, DefaultAction, Fill, Policy, Rule};
 use towline_core::memory::GuestMemory;
 use towline_linux::memory::memfd;
 use towline_vfio_user::nvme::{NvmeFunction, NvmeFunctionError, NvmeFunctionOptions};
-use towline_vfio_user::{ServerError, ServerOptions, VfioUserServer};
+use towline_vfio_user::{ServerError, ServerOptions, VfioUserListener, VfioUserServer};
 
 /// What QEMU asks before it accepts a device, in its order.
 #[test]
@@ -305,6 +305,38 @@ fn the_socket() {
     second.close();
     assert_eq!(std::fs::read(&rig.socket).unwrap(), b"mine");
     std::fs::remove_file(&rig.socket).unwrap();
+}
+
+/// What can be refused is refused before the function is taken from whoever uses it.
+#[test]
+fn a_refused_socket_takes_no_function() {
+    let rig = Rig::new(Kind::Vf);
+    let used = || {
+        let mut raw = [0; 4];
+        BarTarget::read(&*rig.controller, 0x28, &mut raw);
+        u32::from_le_bytes(raw)
+    };
+    BarTarget::write(&*rig.controller, 0x28, &0x7000u32.to_le_bytes());
+    let cntlid = rig.controller.cntlid();
+    let options = NvmeFunctionOptions::default();
+    NvmeFunction::check(&rig.subsystem, cntlid, &options).unwrap();
+    assert!(matches!(VfioUserListener::bind(&rig.socket).err(), Some(ServerError::Exists { .. })));
+    let mapped = NvmeFunctionOptions { map_doorbells: true, ..Default::default() };
+    assert!(matches!(NvmeFunction::check(&rig.subsystem, cntlid, &mapped), Err(NvmeFunctionError::MapDoorbells)));
+    assert_eq!(used(), 0x7000, "nobody took it");
+    // A listener that is not used leaves nothing behind; one that is used has kept who came meanwhile.
+    let path = rig.socket.with_extension("other");
+    drop(VfioUserListener::bind(&path).unwrap());
+    assert!(!path.exists());
+    let listener = VfioUserListener::bind(&path).unwrap();
+    let early = connect(&path);
+    let function = NvmeFunction::new(&rig.subsystem, cntlid, &options).unwrap();
+    assert_eq!(used(), 0, "now it is taken, and was reset");
+    let server = listener.serve(Arc::new(function), ServerOptions::default()).unwrap();
+    eventually("who came early is served", || server.status().connected);
+    drop(early);
+    server.close();
+    assert!(!path.exists());
 }
 
 #[test]

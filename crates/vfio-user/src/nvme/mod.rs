@@ -79,6 +79,9 @@ pub struct NvmeFunction {
     state: Mutex<State>,
 }
 
+/// The controller, what stands for its BAR0, and how many bytes that has.
+type Parts = (Arc<Controller>, Arc<dyn BarTarget>, u64);
+
 impl NvmeFunction {
     /// Bytes of BAR0 of a controller: registers and doorbells; for the controlling PF also the doorbell pages of the SIOV-like functions.
     #[must_use]
@@ -86,11 +89,15 @@ impl NvmeFunction {
         if kind == ControllerKind::ControllingPf { subsystem.parent_bar_bytes() } else { bar::OWN_BAR_BYTES }
     }
 
-    /// Makes controller `cntlid` a PCI function. It is taken from whoever used it: its guest memory is detached, and it is reset.
+    /// Whether controller `cntlid` can be made a PCI function so: what [`NvmeFunction::new`] checks. Takes it from nobody.
     ///
     /// # Errors
-    /// [`NvmeFunctionError`]; then nothing has changed.
-    pub fn new(subsystem: &Subsystem, cntlid: u16, options: &NvmeFunctionOptions) -> Result<Self, NvmeFunctionError> {
+    /// [`NvmeFunctionError`].
+    pub fn check(subsystem: &Subsystem, cntlid: u16, options: &NvmeFunctionOptions) -> Result<(), NvmeFunctionError> {
+        Self::parts(subsystem, cntlid, options).map(|_| ())
+    }
+
+    fn parts(subsystem: &Subsystem, cntlid: u16, options: &NvmeFunctionOptions) -> Result<Parts, NvmeFunctionError> {
         let controller = subsystem.controller(cntlid).ok_or(NvmeFunctionError::NoController { cntlid })?;
         if options.map_doorbells {
             return Err(NvmeFunctionError::MapDoorbells);
@@ -105,6 +112,15 @@ impl NvmeFunction {
             // Nobody is asked about a trap: it answers as the filter's default for that is.
             bar0 = Arc::new(FilteredBar::new(Arc::clone(filter), bar0, Arc::new(NoTraps)));
         }
+        Ok((controller, bar0, bar0_bytes))
+    }
+
+    /// Makes controller `cntlid` a PCI function. It is taken from whoever used it: its guest memory is detached, and it is reset.
+    ///
+    /// # Errors
+    /// [`NvmeFunctionError`]; then nothing has changed.
+    pub fn new(subsystem: &Subsystem, cntlid: u16, options: &NvmeFunctionOptions) -> Result<Self, NvmeFunctionError> {
+        let (controller, bar0, bar0_bytes) = Self::parts(subsystem, cntlid, options)?;
         let config = subsystem.config();
         let most_vectors = match controller.kind() {
             ControllerKind::ControllingPf | ControllerKind::Pf => config.pf_vectors,

@@ -108,14 +108,35 @@ impl Shared {
     }
 }
 
+/// The name of a socket in the file system. Dropping it removes it, and no other file that is there meanwhile.
+struct Name {
+    path: PathBuf,
+    /// Device and inode.
+    identity: (u64, u64),
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity) {
+            let _ = unlink(&self.path);
+        }
+    }
+}
+
+/// A socket on which nothing is served yet: who connects waits. It is had before a function is taken from whoever uses it, so that a path that
+/// can't be had costs nobody anything. Dropping it takes the socket away.
+pub struct VfioUserListener {
+    socket: OwnedFd,
+    name: Name,
+    wake: Arc<Wake>,
+}
+
 /// A function on a socket. One client at a time: another one is turned away while there is one, and welcome afterwards; it finds the function
 /// reset. Dropping it closes it.
 pub struct VfioUserServer {
     path: PathBuf,
-    /// Device and inode of the socket, so that no other file is removed in its place.
-    identity: (u64, u64),
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    running: Mutex<Option<(Name, JoinHandle<()>)>>,
 }
 
 fn system<'a>(call: &'static str, path: &'a Path) -> impl Fn(Errno) -> ServerError + 'a {
@@ -123,7 +144,7 @@ fn system<'a>(call: &'static str, path: &'a Path) -> impl Fn(Errno) -> ServerErr
 }
 
 /// A UNIX socket that listens at `path`, for its owner only.
-fn listening(path: &Path) -> Result<OwnedFd, ServerError> {
+fn listening(path: &Path) -> Result<(OwnedFd, Name), ServerError> {
     let failed = |call| system(call, path);
     let address = SocketAddrUnix::new(path).map_err(failed("socket address"))?;
     let new = || {
@@ -149,19 +170,30 @@ fn listening(path: &Path) -> Result<OwnedFd, ServerError> {
     // The file gets the mode of the socket when it is bound, so that there is no moment at which others may connect.
     fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("fchmod"))?;
     bind(&socket, &address).map_err(failed("bind"))?;
+    let stat = lstat(path).map_err(failed("lstat"))?;
+    let name = Name { path: path.to_owned(), identity: (stat.st_dev, stat.st_ino) };
     listen(&socket, 4).map_err(failed("listen"))?;
-    Ok(socket)
+    Ok((socket, name))
 }
 
-impl VfioUserServer {
-    /// Serves `function` on a new socket at `path`, of mode 0600.
+impl VfioUserListener {
+    /// Makes a socket at `path`, of mode 0600.
     ///
     /// # Errors
-    /// [`ServerError`]; then nothing is there.
-    pub fn start(path: &Path, function: Arc<dyn PciFunction>, options: ServerOptions) -> Result<Self, ServerError> {
+    /// [`ServerError`]; then nothing is there that was not before.
+    pub fn bind(path: &Path) -> Result<Self, ServerError> {
         let wake = Arc::new(Wake::new().map_err(system("eventfd", path))?);
-        let listener = listening(path)?;
-        let stat = lstat(path).map_err(system("lstat", path))?;
+        let (socket, name) = listening(path)?;
+        Ok(Self { socket, name, wake })
+    }
+
+    /// Serves `function` to who connects.
+    ///
+    /// # Errors
+    /// [`ServerError::System`] where no thread can be started; the socket is gone then.
+    pub fn serve(self, function: Arc<dyn PciFunction>, options: ServerOptions) -> Result<VfioUserServer, ServerError> {
+        let Self { socket, name, wake } = self;
+        let path = name.path.clone();
         let shared = Arc::new(Shared {
             function,
             options,
@@ -173,18 +205,20 @@ impl VfioUserServer {
             last_error: Mutex::default(),
         });
         let run = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("vfio-user".into()).spawn(move || serve(&run, &listener));
-        let thread = thread.map_err(|source| {
-            // The listener is closed already; what it left is only a name.
-            let _ = unlink(path);
-            ServerError::System { call: "start of a thread", path: path.to_owned(), source }
-        })?;
-        Ok(Self {
-            path: path.to_owned(),
-            identity: (stat.st_dev, stat.st_ino),
-            shared,
-            thread: Mutex::new(Some(thread)),
-        })
+        let thread = thread::Builder::new().name("vfio-user".into()).spawn(move || serve(&run, &socket));
+        let thread =
+            thread.map_err(|source| ServerError::System { call: "start of a thread", path: path.clone(), source })?;
+        Ok(VfioUserServer { path, shared, running: Mutex::new(Some((name, thread))) })
+    }
+}
+
+impl VfioUserServer {
+    /// Serves `function` on a new socket at `path`: [`VfioUserListener::bind`] and [`VfioUserListener::serve`].
+    ///
+    /// # Errors
+    /// [`ServerError`]; then nothing is there that was not before.
+    pub fn start(path: &Path, function: Arc<dyn PciFunction>, options: ServerOptions) -> Result<Self, ServerError> {
+        VfioUserListener::bind(path)?.serve(function, options)
     }
 
     /// Where the socket is.
@@ -217,11 +251,9 @@ impl VfioUserServer {
 
     /// Takes the socket away and ends the client's connection. On return the function does no DMA any more. Idempotent.
     pub fn close(&self) {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(thread) = thread.take() else { return };
-        if lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity) {
-            let _ = unlink(&self.path);
-        }
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((name, thread)) = running.take() else { return };
+        drop(name);
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake.set();
         // A thread that panicked has nothing more to say; the function is then detached here.
