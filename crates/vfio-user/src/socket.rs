@@ -31,6 +31,9 @@ pub(crate) enum Ended {
     /// The server is being closed.
     #[error("the server is being closed")]
     Stopped,
+    /// A thread of the connection panicked.
+    #[error("a fault of the server: its thread panicked")]
+    Panicked,
     /// The client broke the protocol in a way that can't be answered.
     #[error("the client sent what is no vfio-user message: {0}")]
     Protocol(String),

@@ -1,11 +1,13 @@
 //! One client, from its first message to its last.
 
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
 
 use rustix::io::Errno;
+use rustix::net::{Shutdown, shutdown};
 
 use super::Shared;
 use super::commands::Commands;
@@ -28,25 +30,49 @@ pub(super) fn serve(shared: &Shared, listener: &OwnedFd, socket: OwnedFd) -> End
     *shared.current() = Some((Arc::clone(&memory), Arc::clone(&interrupts)));
 
     let stopped = || shared.stopped();
-    let inbox = Inbox { socket, outbox: peer.outbox(), listener, wake: &shared.wake, stop: &stopped };
+    let inbox =
+        Inbox { socket: Arc::clone(&socket), outbox: peer.outbox(), listener, wake: &shared.wake, stop: &stopped };
     let commands = Commands { function, peer: &peer, memory: &memory, interrupts: &interrupts };
     let queue = Queue::default();
-    let ended = thread::scope(|scope| {
-        let worker = thread::Builder::new().name("vfio-user-wait".into());
-        if let Err(error) = worker.spawn_scoped(scope, || queue.work(|message| commands.execute(message))) {
-            let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-            return Ended::System { call: "start of a thread", errno };
-        }
-        let ended = converse(shared, &inbox, &commands, &queue);
-        // In this order: whoever waits for an answer has to hear that there is none before he can end.
-        peer.close();
-        queue.close();
-        ended
-    });
+    let talk = || {
+        thread::scope(|scope| {
+            let worker = || {
+                let _end = End { peer: &peer, queue: &queue, socket: &socket };
+                queue.work(|message| commands.execute(message));
+            };
+            if let Err(error) = thread::Builder::new().name("vfio-user-wait".into()).spawn_scoped(scope, worker) {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+                return Ended::System { call: "start of a thread", errno };
+            }
+            let _end = End { peer: &peer, queue: &queue, socket: &socket };
+            converse(shared, &inbox, &commands, &queue)
+        })
+    };
+    // What the threads share is given up below, whatever state a panic left it in.
+    let ended = catch_unwind(AssertUnwindSafe(talk)).unwrap_or(Ended::Panicked);
     function.detach();
     interrupts.unwire();
     memory.unmap_all();
     ended
+}
+
+/// Ends the conversation when one of its threads ends, by a panic too: else the other would wait for ever.
+struct End<'a> {
+    peer: &'a Peer,
+    queue: &'a Queue,
+    socket: &'a OwnedFd,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        // In this order: whoever waits for an answer has to hear that there is none before he can end.
+        self.peer.close();
+        self.queue.close();
+        if thread::panicking() {
+            // The reader finds the end of the stream.
+            let _ = shutdown(self.socket, Shutdown::Both);
+        }
+    }
 }
 
 fn converse(shared: &Shared, inbox: &Inbox<'_>, commands: &Commands<'_>, queue: &Queue) -> Ended {
