@@ -1,6 +1,7 @@
 import test from 'ava';
 import { conformDriver } from '#towline/conformance/index.js';
 import { DevlinkDriver, type DevlinkControllingFunction, type DevlinkOptions } from '#towline/drivers/devlink.js';
+import { SriovDriver } from '#towline/drivers/sriov.js';
 import { provisionFunction } from '#towline/function/lifecycle.js';
 import type { FunctionSpec } from '#towline/function/types.js';
 import { devlinkPort, FakeHost, mlx5Pf } from '../support/fake-host.js';
@@ -95,6 +96,22 @@ for (const spec of [
     t.true(count > 5, `${count} calls`);
   });
 }
+
+test('a VF that is kept for a driver, or that the driver sriov has, is not free', async (t) => {
+  const { host, controlling } = await opened();
+  await (await controlling.provision({ kind: 'vf' })).release();
+  await host.setDriverOverride(VF, 'vfio-pci');
+  const sriov = await new SriovDriver({ host }).open(PF);
+  const other = await sriov.provision({ kind: 'vf' });
+  t.is(other.location?.address, '0000:01:00.2');
+  t.deepEqual((await controlling.capacity())[0], { kind: 'vf', total: 3, free: 1 });
+  t.deepEqual(await controlling.list(), []);
+  t.is((await controlling.provision({ kind: 'vf' })).location?.address, '0000:01:00.3');
+  await t.throwsAsync(sriov.provision({ kind: 'vf' }), { code: 'ERR_TOWLINE_NO_RESOURCES' });
+  await t.throwsAsync(controlling.provision({ kind: 'vf' }), { code: 'ERR_TOWLINE_NO_RESOURCES' });
+  await other.release();
+  t.is((await controlling.provision({ kind: 'vf' })).location?.address, '0000:01:00.2');
+});
 
 test('the comparison notices what is left behind', async (t) => {
   const { host, controlling } = await opened();

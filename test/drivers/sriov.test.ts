@@ -1,9 +1,11 @@
 import test from 'ava';
 import { conformDriver } from '#towline/conformance/index.js';
+import { NvmeDriver } from '#towline/drivers/nvme.js';
 import { SriovDriver, type SriovControllingFunction, type SriovOptions } from '#towline/drivers/sriov.js';
 import { kNative } from '#towline/function/channel.js';
 import { provisionFunction } from '#towline/function/lifecycle.js';
 import type { ExposureName, FunctionSpec } from '#towline/function/types.js';
+import { FakeNvmeHost } from '../support/fake-nvme-device.js';
 import { FakeHost, mlx5Pf, pci } from '../support/fake-host.js';
 import { failEach } from './undo.js';
 
@@ -428,6 +430,45 @@ test('who has a VF that was bound behind our back keeps it', async (t) => {
   host.opened.set('/dev/vfio/devices/vfio0', 4711);
   await t.throwsAsync(fn.expose('kernel'), { code: 'ERR_TOWLINE_BUSY', message: /4711/ });
   t.is(host.functions.get(VF)?.driver, 'vfio-pci');
+});
+
+test('a VF that is kept for a driver is not free', async (t) => {
+  const { host, controlling } = await withPool();
+  await host.setDriverOverride(VF, 'vfio-pci');
+  t.deepEqual(await controlling.capacity(), [{ kind: 'vf', total: 3, free: 2 }]);
+  t.is((await controlling.provision({ kind: 'vf' })).location?.address, '0000:01:00.2');
+  t.is(host.functions.get(VF)?.driverOverride, 'vfio-pci');
+});
+
+test('two drivers of one PF in one process do not take VFs from each other', async (t) => {
+  const host = new FakeNvmeHost();
+  await host.setAutoprobe(PF, false);
+  const size = host.functions.get(PF)?.sriov?.totalVfs ?? 0;
+  const nvme = await new NvmeDriver({ host }).open(PF);
+  const sriov = await new SriovDriver({ host }).open(PF);
+  const wanted = { kind: 'vf', migration: false } as const;
+  await (await nvme.provision(wanted)).release();
+  const other = await sriov.provision(wanted);
+  const taken = await Promise.all(
+    [...Array(size - 1).keys()].map((n) => (n % 2 === 0 ? nvme : sriov).provision(wanted)),
+  );
+  const addresses = [other, ...taken].map((fn) => fn.location?.address);
+  t.is(new Set(addresses).size, size);
+  t.deepEqual(await sriov.capacity(), [{ kind: 'vf', total: size, free: 0 }]);
+  await t.throwsAsync(sriov.provision(wanted), { code: 'ERR_TOWLINE_NO_RESOURCES' });
+  await t.throwsAsync(nvme.provision(wanted), { code: 'ERR_TOWLINE_NO_RESOURCES' });
+  // What one has is no find of the other.
+  await other.configure({});
+  await other.expose('vfio');
+  t.false((await nvme.list()).some((fn) => fn.location?.address === other.location?.address));
+  const [own] = taken;
+  await own?.configure({ queues: 1, vectors: 1 });
+  await own?.expose('vfio');
+  t.false((await sriov.list()).some((fn) => fn.location?.address === own?.location?.address));
+  await other.release();
+  t.is((await nvme.provision(wanted)).location?.address, other.location?.address);
+  await nvme.close();
+  t.true((await sriov.capacity())[0]?.free !== 0);
 });
 
 test('a VF that is gone is lost', async (t) => {

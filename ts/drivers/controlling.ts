@@ -19,6 +19,7 @@ import type {
 } from '../function/types.js';
 import { withUndo } from '../function/undo.js';
 import type { ControllingFunction, KindCapacity } from './driver.js';
+import type { Claims } from './host/claims.js';
 
 /** A UUID of version 8 (RFC 9562): the same one as long as `text` is the same. */
 export function derivedUuid(text: string): string {
@@ -34,12 +35,15 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
   readonly driver: string;
   readonly address: string;
   readonly #functions = new Set<F>();
+  readonly #claims: Claims | undefined;
   #tail: Promise<unknown> = Promise.resolve();
   #closed = false;
 
-  protected constructor(driver: string, address: string) {
+  /** @param claims - What it has of the PCI functions of this host; what it takes itself is given back here. */
+  protected constructor(driver: string, address: string, claims?: Claims) {
     this.driver = driver;
     this.address = address;
+    this.#claims = claims;
   }
 
   abstract capacity(options?: WaitOptions): Promise<readonly KindCapacity[]>;
@@ -74,7 +78,13 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
   /** For {@link BaseControllingFunction.refresh}: the device of `fn` does not exist any more. */
   protected lose(fn: F): void {
     fn.advance('lost');
+    this.#forget(fn);
+  }
+
+  #forget(fn: F): void {
     this.#functions.delete(fn);
+    const { location }: ControlledFunction = fn;
+    if (location?.bus === 'pci') this.#claims?.drop(location.address);
   }
 
   async list(options: WaitOptions = {}): Promise<readonly ControlledFunction[]> {
@@ -175,7 +185,7 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
       await exposureFor(own.exposure, own).hide(own, options);
       await this.withdraw(own, options);
       own.advance('released', { expose: 'none' });
-      this.#functions.delete(own);
+      this.#forget(own);
     });
   }
 
@@ -192,6 +202,7 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
         failures.push(error);
       }
     }
+    this.#claims?.dropAll();
     if (failures.length > 0) throw failures[0];
   }
 

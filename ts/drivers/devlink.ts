@@ -11,6 +11,7 @@ import type { GuestMemory } from '../migration/memory.js';
 import { BaseControllingFunction, derivedUuid } from './controlling.js';
 import { DevlinkFunction, portName } from './devlink/function.js';
 import type { ControllingDriver, DiscoveredController, KindCapacity } from './driver.js';
+import { Claims } from './host/claims.js';
 import {
   NativeHostPort,
   type DevlinkAttributes,
@@ -44,6 +45,7 @@ const EOPNOTSUPP = 95;
 /** A devlink instance. */
 export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkFunction> {
   readonly #host: HostPort;
+  readonly #claims: Claims;
   readonly #bus: string;
   readonly #device: string;
   readonly #options: DevlinkOptions;
@@ -51,8 +53,10 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
 
   /** @internal */
   constructor(host: HostPort, bus: string, device: string, options: DevlinkOptions) {
-    super('devlink', `${bus}/${device}`);
+    const claims = new Claims(host);
+    super('devlink', `${bus}/${device}`, claims);
     this.#host = host;
+    this.#claims = claims;
     this.#bus = bus;
     this.#device = device;
     this.#options = options;
@@ -99,6 +103,10 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
     for (const port of ports) {
       const kind = kindOf(port);
       if (kind === undefined || this.#knows(port) || this.#isFree(port, pf, pci)) continue;
+      const address = vfAddress(port, pf);
+      const vf = pci.find((f) => f.address === address);
+      // Nobody's yet, if kept for a driver; or another controlling function's.
+      if (vf?.driver === null || (address !== undefined && this.#claims.hasOther(address))) continue;
       const identity = { uuid: derivedUuid(`towline ${hostname()} ${portName(port)}`), name: portName(port) };
       const migration = port.function?.migratable === true;
       const fn = this.#make(port, pf, identity, { kind, migration });
@@ -143,8 +151,14 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
       if (free === undefined) {
         throw new TowlineError(
           'ERR_TOWLINE_NO_RESOURCES',
-          `${this.address} has no free VF: each of its ${vfs.length} is bound to a driver, active or provisioned`,
+          `${this.address} has no free VF: each of its ${vfs.length} is bound to a driver, or kept for one (driver_override), active or provisioned`,
         );
+      }
+      const address = vfAddress(free, pf);
+      if (address !== undefined) {
+        const take = async (): Promise<boolean> => this.#claims.take(address);
+        // Nothing came between: it is taken before anybody else looks.
+        await steps.do(`take ${address}`, take, async () => this.#claims.drop(address));
       }
       const own = { uuid: identity.uuid, name: identity.name ?? portName(free) };
       return this.#make(free, pf, own, { kind: 'vf', migration: false, expose: 'none' });
@@ -271,7 +285,8 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
   #isFree(port: DevlinkPort, pf: PciFunction | undefined, pci: readonly PciFunction[]): boolean {
     if (port.flavour !== 'pci-vf' || this.#knows(port)) return false;
     const vf = pci.find((f) => f.address === vfAddress(port, pf));
-    return vf === undefined ? port.function?.state !== 'active' : vf.driver === null;
+    if (vf === undefined) return port.function?.state !== 'active';
+    return vf.driver === null && vf.driverOverride === null && !this.#claims.hasOther(vf.address);
   }
 
   async #read(): Promise<{ ports: DevlinkPort[]; pf: PciFunction | undefined; pci: readonly PciFunction[] }> {

@@ -33,7 +33,7 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
   readonly #backend: NvmeBackend;
 
   constructor(backend: NvmeBackend, driver = 'nvme') {
-    super(driver, backend.address);
+    super(driver, backend.address, backend.claims);
     this.#backend = backend;
   }
 
@@ -69,7 +69,7 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
       // What is left open of a device that is gone keeps the kernel from letting go of it.
       await fn.close().catch(() => undefined);
     }
-    const found = secondaries.filter((s) => s.online && !this.#knows(s.cntlid));
+    const found = secondaries.filter((s) => s.online && !this.#knows(s.cntlid) && !this.#isOthers(s.cntlid));
     // Asked only where something is found: it takes several commands.
     const namespaces = found.length === 0 ? [] : await admin.namespaces();
     for (const s of found) {
@@ -149,6 +149,12 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
     return this.#backend.migratesBy?.(fn.cntlid) === undefined || !(await this.#backend.hasVariantDriver?.(fn.cntlid))
       ? reasons
       : [];
+  }
+
+  /** Whether another driver of this process has it. */
+  #isOthers(cntlid: number): boolean {
+    const at = this.#backend.location?.(cntlid);
+    return at?.bus === 'pci' && this.#backend.claims?.hasOther(at.address) === true;
   }
 
   #knows(cntlid: number): boolean {

@@ -9,6 +9,7 @@ import { withUndo } from '../function/undo.js';
 import type { GuestMemory } from '../migration/memory.js';
 import { BaseControllingFunction, derivedUuid } from './controlling.js';
 import type { ControllingDriver, DiscoveredController, KindCapacity } from './driver.js';
+import { Claims } from './host/claims.js';
 import { NativeHostPort, type HostPort, type PciFunction } from './host/port.js';
 import { pciAddress, pciFunction, refuseConfig } from './host/words.js';
 import { VfPool, type UndoPool, type VfPoolOptions } from './pool.js';
@@ -32,13 +33,16 @@ export interface SriovOptions extends VfPoolOptions {
 /** A PF and the pool of its VFs. */
 export class SriovControllingFunction extends BaseControllingFunction<SriovFunction> {
   readonly #host: HostPort;
+  readonly #claims: Claims;
   readonly #pool: VfPool;
   readonly #vfio: VfioOpenOptions;
 
   /** @internal */
   constructor(host: HostPort, address: string, options: SriovOptions) {
-    super('sriov', address);
+    const claims = new Claims(host);
+    super('sriov', address, claims);
     this.#host = host;
+    this.#claims = claims;
     this.#pool = new VfPool(host, address, options);
     this.#vfio = options.vfio ?? {};
   }
@@ -49,7 +53,7 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
     const total = this.#pool.size(pf);
     // VFs of another number than the pool's are about to be destroyed.
     const now = this.#pool.needsSizing(pf) ? [] : vfs;
-    const taken = now.filter((vf) => vf.driver !== null || this.#knows(vf)).length;
+    const taken = now.filter((vf) => !this.#isFree(vf)).length;
     return [{ kind: 'vf', total, free: total - taken }];
   }
 
@@ -69,7 +73,7 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
     return this.own(fn).detachMemory();
   }
 
-  /** VFs that are bound to a driver have an owner; that of this process is in the list already. */
+  /** VFs that are bound to a driver have an owner; that of this process is in a list already. */
   protected async refresh(): Promise<void> {
     const { vfs } = await this.#read();
     const kernel = await this.#host.kernel();
@@ -77,7 +81,7 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
       if (!vfs.some((vf) => vf.address === fn.location.address)) this.lose(fn);
     }
     for (const vf of vfs) {
-      if (vf.driver === null || this.#knows(vf)) continue;
+      if (vf.driver === null || this.#knows(vf) || this.#claims.hasOther(vf.address)) continue;
       const identity = { uuid: derivedUuid(`towline ${hostname()} ${vf.address}`), name: `vf-${vf.address}` };
       const fn = this.#make(vf, identity, { kind: 'vf', migration: variantDriver(vf, kernel) !== undefined });
       fn.advance('provisioned');
@@ -106,14 +110,18 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
       const size = (): Promise<UndoPool> => this.#pool.ensure();
       await steps.do('size the pool of VFs', size, (undo) => undo());
       const { vfs } = await this.#read();
-      const free = vfs.find((vf) => vf.driver === null && !this.#knows(vf));
+      const free = vfs.find((vf) => this.#isFree(vf));
       if (free !== undefined) {
+        const { address } = free;
+        const take = async (): Promise<boolean> => this.#claims.take(address);
+        // Nothing came between: it is taken before anybody else looks.
+        await steps.do(`take ${address}`, take, async () => this.#claims.drop(address));
         const own = { uuid: identity.uuid, name: identity.name ?? `vf-${free.address}` };
         return this.#make(free, own, { kind: 'vf', migration: false, expose: 'none' });
       }
       throw new TowlineError(
         'ERR_TOWLINE_NO_RESOURCES',
-        `${this.address} has no free VF: each of its ${vfs.length} is bound to a driver or provisioned; ` +
+        `${this.address} has no free VF: each of its ${vfs.length} is bound to a driver, or kept for one (driver_override), or provisioned; ` +
           'their number changes only by destroying them all (option force, --force)',
       );
     });
@@ -169,6 +177,11 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
   #make(pci: PciFunction, identity: { uuid: string; name: string }, spec: FunctionSpec): SriovFunction {
     const handle = new VfioHandle(this.#host, pci.address, this.#vfio);
     return new SriovFunction(this, this.#host, pci, identity, spec, handle);
+  }
+
+  /** One with an override is kept for a driver by whoever wrote it. */
+  #isFree(vf: PciFunction): boolean {
+    return vf.driver === null && vf.driverOverride === null && !this.#knows(vf) && !this.#claims.hasOther(vf.address);
   }
 
   #knows(vf: PciFunction): boolean {

@@ -46,6 +46,8 @@ export interface OpenVfio {
 
 /** See the file's comment. Everything that writes rejects with a `TowlineError` that has the errno and what it means there. */
 export interface HostPort {
+  /** The same object for all that look at the same host. Default: it looks at one of its own. */
+  readonly identity?: object | undefined;
   kernel(): Promise<HostKernel>;
   /** What is of interest to us, or every PCI function. */
   pci(all?: boolean): Promise<readonly PciFunction[]>;
@@ -95,13 +97,19 @@ async function openersOf(paths: readonly string[]): Promise<number[]> {
   return found;
 }
 
+/** Identities of hosts, by the root of their sysfs. */
+const hosts = new Map<string, object>();
+
 /** {@link HostPort} over the native part. */
 export class NativeHostPort implements HostPort {
+  readonly identity: object;
   readonly #sysfs: string | null;
 
   /** @param sysfs - Root of sysfs; `null`: `/sys`. */
   constructor(sysfs: string | null = null) {
     this.#sysfs = sysfs;
+    this.identity = hosts.get(sysfs ?? '/sys') ?? {};
+    hosts.set(sysfs ?? '/sys', this.identity);
   }
 
   /** Native code made the JSON; its shape is part of the private native surface. */

@@ -3,6 +3,7 @@
  */
 import type { WaitOptions } from '../../abort.js';
 import type { ExposureName, FunctionKind, FunctionLocation, Reason, Visibility } from '../../function/types.js';
+import type { Claims } from '../host/claims.js';
 import type { VfioHandle } from '../vfio/handle.js';
 import type { NvmeAdmin } from './admin.js';
 
@@ -53,6 +54,12 @@ export interface NvmeBackend {
   reset(cntlid: number): Promise<void>;
   /** Whether somebody has it, so that it is not free, whatever it was given. */
   isTaken?(cntlid: number): Promise<boolean>;
+  /** What is taken of the PCI functions of this host; other drivers of this process ask it, too. @internal */
+  readonly claims?: Claims | undefined;
+  /** Takes it from the other drivers of this process, at once. @returns whether none of them had it. */
+  take?(cntlid: number): boolean;
+  /** Undoes {@link NvmeBackend.take}. */
+  drop?(cntlid: number): void;
   /** Whether another process has its VFIO device open. */
   isOpen?(cntlid: number): Promise<boolean>;
   /** Where it is on this host. */

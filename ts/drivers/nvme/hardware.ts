@@ -9,6 +9,7 @@ import { pciVisibility } from '../../exposure/pci.js';
 import type { ExposureName, FunctionLocation, Reason, Visibility } from '../../function/types.js';
 import type { UndoStack } from '../../function/undo.js';
 import type { DiscoveredController } from '../driver.js';
+import { Claims } from '../host/claims.js';
 import type { HostPort, PciFunction } from '../host/port.js';
 import { pciAddress, pciFunction } from '../host/words.js';
 import { VfPool, type UndoPool, type VfPoolOptions } from '../pool.js';
@@ -79,6 +80,7 @@ export async function findNvme(host: HostPort, address: string): Promise<PciFunc
 export class HardwareBackend implements NvmeBackend {
   readonly address: string;
   readonly admin: NvmeAdmin;
+  readonly claims: Claims;
   limits = { vf: 0, siov: 0 };
   readonly #host: HostPort;
   readonly #device: NvmeAdmin & { close(): void };
@@ -97,6 +99,7 @@ export class HardwareBackend implements NvmeBackend {
     options: NvmeOptions,
   ) {
     this.#host = host;
+    this.claims = new Claims(host);
     this.address = address;
     this.#device = device;
     this.#identify = identify;
@@ -263,7 +266,20 @@ export class HardwareBackend implements NvmeBackend {
 
   async isTaken(cntlid: number): Promise<boolean> {
     const address = this.#addresses.get(cntlid);
-    return address !== undefined && (await pciFunction(this.#host, address)).driver !== null;
+    if (address === undefined) return false;
+    const { driver, driverOverride } = await pciFunction(this.#host, address);
+    // One with an override is kept for a driver by whoever wrote it.
+    return driver !== null || driverOverride !== null;
+  }
+
+  take(cntlid: number): boolean {
+    const address = this.#addresses.get(cntlid);
+    return address === undefined || this.claims.take(address);
+  }
+
+  drop(cntlid: number): void {
+    const address = this.#addresses.get(cntlid);
+    if (address !== undefined) this.claims.drop(address);
   }
 
   async isOpen(cntlid: number): Promise<boolean> {

@@ -42,12 +42,17 @@ export async function claim(
         (await backend.ensureVfs({ vq: queues + 1, vi: vectors }, options)) ?? (async () => undefined);
       await steps.do('size the pool of VFs', size, (undo) => undo());
     }
-    return claimExisting(backend, kind, taken);
+    return claimExisting(steps, backend, kind, taken);
   });
 }
 
 /** Takes one that is there, sets it offline, and gives its controller identifier. */
-async function claimExisting(backend: NvmeBackend, kind: FunctionKind, taken: ReadonlySet<number>): Promise<number> {
+async function claimExisting(
+  steps: UndoStack,
+  backend: NvmeBackend,
+  kind: FunctionKind,
+  taken: ReadonlySet<number>,
+): Promise<number> {
   const controllers = (await backend.controllers()).filter(
     (c) => c.kind === kind && !c.controlling && !taken.has(c.cntlid),
   );
@@ -56,6 +61,12 @@ async function claimExisting(backend: NvmeBackend, kind: FunctionKind, taken: Re
     const s = secondaries.get(cntlid);
     // A controller that is no secondary brings its own resources: there is nothing of it that could be in use but by a claim.
     if ((s !== undefined && !isFree(s)) || (await backend.isTaken?.(cntlid))) continue;
+    if (backend.take?.(cntlid) === false) continue;
+    await steps.do(
+      `take controller ${cntlid}`,
+      async () => undefined,
+      async () => backend.drop?.(cntlid),
+    );
     if (s !== undefined) await backend.admin.offline(cntlid);
     return cntlid;
   }
