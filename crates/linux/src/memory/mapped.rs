@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rustix::fs::{SealFlags, SeekFrom, fcntl_get_seals, fstat, seek};
+use rustix::fs::{SealFlags, SeekFrom, fcntl_get_seals, fstat, fstatfs, seek};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::param::page_size;
 use towline_core::memory::{GuestMemory, MappedSlice, MemoryError, MemoryErrorKind, MemoryRange};
@@ -17,6 +17,9 @@ pub use held::HeldMemory;
 
 /// The most regions one guest has. VMMs have tens; a peer that maps without end is stopped here.
 pub const MAX_REGIONS: usize = 4096;
+
+/// `HUGETLBFS_MAGIC` (`include/uapi/linux/magic.h`).
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// The most extents that [`GuestMemory::populated`] tells apart; what lies beyond is reported as one populated range.
 const MAX_EXTENTS: usize = 1 << 20;
@@ -37,7 +40,8 @@ pub struct RegionOptions {
     /// What may be done to it.
     pub access: Access,
     /// Takes a file that is not sealed against shrinking. Who can shrink it can then kill this process by `SIGBUS`: only
-    /// for files that nobody else may write, hugetlbfs and `/dev/shm` among them, which cannot be sealed.
+    /// for files that nobody else may write, `/dev/shm` among them, which cannot be sealed. Files on hugetlbfs count as not
+    /// sealed whatever their seals, as an access that finds no free huge page is a `SIGBUS` too.
     pub allow_shrinkable: bool,
 }
 
@@ -81,8 +85,10 @@ pub enum MapError {
         /// End of the region in the file in bytes.
         end: u64,
     },
-    /// The file could shrink under the mapping, and [`RegionOptions::allow_shrinkable`] was not given.
-    #[error("the file is not sealed against shrinking (F_SEAL_SHRINK)")]
+    /// The file could shrink under the mapping, or is on hugetlbfs, and [`RegionOptions::allow_shrinkable`] was not given.
+    #[error(
+        "the file is not sealed against shrinking (F_SEAL_SHRINK), or on hugetlbfs, where no seal helps"
+    )]
     Shrinkable,
     /// [`MAX_REGIONS`] are there.
     #[error("more than {MAX_REGIONS} guest memory regions")]
@@ -186,9 +192,7 @@ impl MappedMemory {
         if file_end > file_len {
             return Err(MapError::BeyondFile { file_len, end: file_end });
         }
-        // F_GET_SEALS fails with EINVAL on files that know no seals.
-        let sealed = fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
-        if !sealed && !options.allow_shrinkable {
+        if !options.allow_shrinkable && !keeps_its_pages(fd)? {
             return Err(MapError::Shrinkable);
         }
         let fd = fcntl_dupfd_cloexec(fd, 0).map_err(system("fcntl(F_DUPFD_CLOEXEC)"))?;
@@ -345,6 +349,15 @@ impl GuestMemory for MappedMemory {
         }
         found
     }
+}
+
+/// Whether access to a file's pages can't end in `SIGBUS`. On hugetlbfs it can, even below a seal: mappings here don't reserve, and
+/// neither does whoever punches a hole, so a page that isn't there yet needs a huge page that is free just then.
+fn keeps_its_pages(fd: BorrowedFd<'_>) -> Result<bool, MapError> {
+    // F_GET_SEALS fails with EINVAL on files that know no seals.
+    let sealed = fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+    // The type is of another width on some targets.
+    Ok(sealed && fstatfs(fd).map_err(system("fstatfs"))?.f_type as u64 & 0xffff_ffff != HUGETLBFS_MAGIC)
 }
 
 /// Adds the allocated parts of `from .. to`, which lies in `region`, to `found`.

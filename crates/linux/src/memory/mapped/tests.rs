@@ -150,6 +150,21 @@ fn a_file_that_can_shrink_needs_to_be_allowed() {
     mem.add_region_with(0, fd.as_fd(), 0, PAGE, options).unwrap();
 }
 
+/// Needs no huge page: it is refused before it is mapped.
+#[test]
+fn a_seal_on_hugetlbfs_is_none() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+    let mem = MappedMemory::new();
+    for (flags, refused) in [(MemfdFlags::empty(), false), (MemfdFlags::HUGETLB, true)] {
+        let fd = memfd_create("t", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags).unwrap();
+        ftruncate(&fd, 1 << 30).unwrap();
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW).unwrap();
+        let added = mem.add_region(0, fd.as_fd(), 0, 1 << 30);
+        assert_eq!(matches!(added, Err(MapError::Shrinkable)), refused, "{added:?}");
+        assert_eq!(added.is_ok(), !refused);
+    }
+}
+
 #[test]
 fn a_read_only_region_is_not_written() {
     let mem = MappedMemory::new();
