@@ -153,6 +153,8 @@ fn tests(tap: &mut Tap) {
     tap.test("listing while devices come and go is whole each time", || {
         let stop = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
+            // Also where an assertion fails: the scope waits for its threads.
+            let _ends = Ends(&stop);
             scope.spawn(|| {
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                     write("/sys/bus/netdevsim/new_device", "8 2");
@@ -165,7 +167,6 @@ fn tests(tap: &mut Tap) {
                     Err(e) => assert_eq!(e.kind, Kind::State, "{e}"),
                 }
             }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         assert_eq!(same_ports(), 2);
     });
@@ -176,6 +177,15 @@ fn tests(tap: &mut Tap) {
         println!("# {}", text.trim());
         assert!(out.status.success(), "{text} {}", String::from_utf8_lossy(&out.stderr));
     });
+}
+
+/// Tells a thread to end when it is dropped.
+struct Ends<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 /// Without root.
