@@ -3,10 +3,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { conformFunction, type CheckResult, type ConformFunctionOptions } from '#towline/conformance/index.js';
+import { MdevDriver } from '#towline/drivers/mdev.js';
 import type { DirtySource } from '#towline/function/channel.js';
+import { provisionFunction } from '#towline/function/lifecycle.js';
 import type { ControlledFunction, FunctionKind } from '#towline/function/types.js';
 import { GuestMemory } from '#towline/migration/memory.js';
 import { embedded, Tenant, type EmbeddedSubsystem } from '#towline/rehearsal/index.js';
+import { FakeHost, mttyParent } from '../support/fake-host.js';
 
 const PAGE = 4096n;
 /** Where a tenant has the buffer of its Identify commands, in pages from its base (crates/tenant, layout.rs). */
@@ -138,4 +141,18 @@ test('a check that hangs ends the run, of the dirty source too, and the second f
     t.regex(why, /^a check hung: channel\/pending/);
   }
   t.is(results.at(-1)?.check, 'dirty/close');
+});
+
+test('a function on VFIO is not left open', async (t) => {
+  const host = new FakeHost();
+  host.parents = [mttyParent()];
+  const controlling = await new MdevDriver({ host }).open('mtty');
+  const fn = await provisionFunction(controlling, { kind: 'siov', type: 'mtty-2', expose: 'vfio' });
+  for await (const { check, outcome, why } of conformFunction(controlling, fn, { destructive: true }))
+    t.not(outcome, 'failed', `${check}: ${why}`);
+  t.deepEqual([...host.open], []);
+  // Who had it open has it open still.
+  await fn.open?.();
+  for await (const { outcome } of conformFunction(controlling, fn, { destructive: true })) t.not(outcome, 'failed');
+  t.deepEqual([...host.open], [fn.uuid]);
 });

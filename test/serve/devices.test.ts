@@ -12,6 +12,7 @@ import { TowlineError } from '#towline/errors.js';
 import { ServeClient } from '#towline/serve/client.js';
 import { openControlling, parseControlling } from '#towline/serve/drivers.js';
 import { Host } from '#towline/serve/host.js';
+import { settleOutlived } from '#towline/serve/outlived.js';
 import { startServer, type RunningServer } from '#towline/serve/server.js';
 import { FakeHost, mlx5Pf, mttyParent } from '../support/fake-host.js';
 import { MemoryDevice } from '../support/memory-device.js';
@@ -159,6 +160,52 @@ test('a controlling function that does not close is told, and keeps nothing else
   await t.throwsAsync(server.closed, { code: 'ERR_TOWLINE_DEVICE' });
   // The journal is free again.
   await (await open()).close();
+});
+
+/** A host over an mtty device that its holder left stopped within a session that the journal says was taken back. */
+async function outlived(t: ExecutionContext): Promise<{ host: Host; fake: FakeHost; device: MemoryDevice }> {
+  const path = await mkdtemp(join(tmpdir(), 'towline-devices-'));
+  t.teardown(() => rm(path, { recursive: true, force: true }));
+  const fake = new FakeHost();
+  fake.parents = [mttyParent()];
+  await fake.mdevCreate('devices/virtual/mtty/mtty', 'mtty-2', UUIDS[0]);
+  const device = new MemoryDevice();
+  fake.devices.set(UUIDS[0], device);
+  await device.channel.setState('stop');
+  const host = await Host.open({
+    embedded: [],
+    controlling: async () => [await new MdevDriver({ host: fake }).open('mtty')],
+    journal: join(path, 'journal'),
+    memoryBytes: 0n,
+  });
+  t.teardown(() => host.close());
+  const session = { session: UUIDS[1], role: 'source', functions: [UUIDS[0]], epoch: '1', state: 'aborted' } as const;
+  host.journal.sessions = () => [{ ...session, functions: [...session.functions], verdict: 'resume-source' }];
+  return { host, fake, device };
+}
+
+test('one that outlived its holder is settled, and its VFIO device is not kept open', async (t) => {
+  const { host, fake, device } = await outlived(t);
+  const [recovered] = await settleOutlived(host, [], {});
+  t.deepEqual(recovered?.settled, [{ function: UUIDS[0], action: 'resumed' }]);
+  t.is(await device.channel.state(), 'running');
+  t.deepEqual([...fake.open], []);
+  // One that runs is looked at, and left alone.
+  t.deepEqual(await settleOutlived(host, [], {}), []);
+  t.deepEqual([...fake.open], []);
+});
+
+test('one that another process has open is judged by what the kernel shows of it', async (t) => {
+  const { host, fake } = await outlived(t);
+  const [shown] = fake.parents[0]?.devices ?? [];
+  if (shown === undefined) return t.fail();
+  fake.opened.set(`/dev/vfio/devices/${shown.vfioDevice}`, 4711);
+  t.deepEqual(await settleOutlived(host, [], {}), []);
+  shown.vfioState = 'STOP_COPY';
+  const [recovered] = await settleOutlived(host, [], {});
+  t.like(recovered?.settled[0], { action: 'failed' });
+  t.regex(recovered?.settled[0]?.why ?? '', /process 4711 has its VFIO device open, in the state stop-copy/);
+  t.false(fake.log.some((line) => line.startsWith('open vfio')));
 });
 
 test('words for controlling functions', async (t) => {

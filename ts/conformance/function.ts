@@ -3,6 +3,7 @@
  * sources.
  */
 import type { ControllingFunction } from '../drivers/driver.js';
+import { vfioHandle } from '../drivers/vfio/held.js';
 import { TowlineError } from '../errors.js';
 import { provisionFunction } from '../function/lifecycle.js';
 import type { DirtySource, MemoryRange } from '../function/channel.js';
@@ -86,6 +87,8 @@ export async function* conformFunction(
   const { kind, queues, vectors, namespaces, type } = fn.spec;
   const alike = { kind, queues, vectors, namespaces, type, expose: fn.exposure };
   const second = await provisionFunction(controlling, alike);
+  const handle = vfioHandle(fn);
+  const wasOpen = handle?.current !== undefined;
   const run = new CheckRun(options.checkTimeoutMs);
   const { stimulate, observe } = options;
   try {
@@ -119,7 +122,9 @@ export async function* conformFunction(
     yield* dirtySourceChecks(fn, options, run);
     if (run.hung === undefined) await fn.channel().reset();
   } finally {
-    const released = second.release();
+    // Its VFIO device has a single owner: left open, nobody else could have it.
+    const closed = wasOpen ? Promise.resolve() : Promise.resolve(handle?.close());
+    const released = Promise.all([closed, second.release()]);
     // A device that hangs may hang in this as well: then it is released whenever it answers.
     if (run.hung === undefined) await released;
     else released.catch(() => undefined);

@@ -3,6 +3,7 @@
  * say. What the journal says of their last session is done with them when somebody recovers.
  */
 import type { WaitOptions } from '../abort.js';
+import { heldElsewhere, vfioHandle, withoutKeeping } from '../drivers/vfio/held.js';
 import { isTowlineError, unwrapFault } from '../errors.js';
 import { doubtOf, type Settled } from '../migration/doubt.js';
 import type { JournalSession } from '../migration/journal.js';
@@ -33,7 +34,24 @@ async function settleOne(
     action,
     ...(why === undefined ? {} : { why }),
   });
-  try {
+  const work = async (): Promise<Settled | undefined> => {
+    const handle = vfioHandle(fn);
+    // One that another process has open can't be opened here; what is known of its state is what the kernel shows of it.
+    const elsewhere =
+      handle === undefined || handle.current !== undefined || handle.borrowed
+        ? undefined
+        : await heldElsewhere(handle.host, handle.name);
+    if (elsewhere !== undefined) {
+      if (elsewhere.state === undefined || elsewhere.state === RUNNING) return undefined;
+      if (session.verdict === 'in-doubt') {
+        fn.setDoubt?.(doubtOf(session.session, host.journal));
+        return done('kept-stopped');
+      }
+      return done(
+        'failed',
+        `process ${elsewhere.pids.join(', ')} has its VFIO device open, in the state ${elsewhere.state}: recover again once it is closed`,
+      );
+    }
     const channel = fn.channel();
     if ((await channel.state(options)) === RUNNING) return undefined;
     switch (session.verdict) {
@@ -51,6 +69,9 @@ async function settleOne(
         fn.setDoubt?.(doubtOf(session.session, host.journal));
         return done('kept-stopped');
     }
+  };
+  try {
+    return await withoutKeeping(fn, work);
   } catch (error) {
     return done('failed', unwrapFault(error).message);
   }

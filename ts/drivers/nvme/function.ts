@@ -14,6 +14,7 @@ import type {
   Reason,
   Visibility,
 } from '../../function/types.js';
+import type { VfioHandle } from '../vfio/handle.js';
 import type { ControllingFunction } from '../driver.js';
 import type { NvmeNamespace } from './admin.js';
 import type { NvmeBackend } from './backend.js';
@@ -47,6 +48,11 @@ export class NvmeFunction extends BaseFunction {
     this.visibility = backend.visibility?.(cntlid, () => this.spec.migration === true);
   }
 
+  /** @internal The VFIO device that carries its state; `undefined` where its controlling function does. */
+  get handle(): VfioHandle | undefined {
+    return this.#left ? undefined : this.#backend.migratesBy?.(this.cntlid);
+  }
+
   protected openChannel(): StateChannel {
     return this.#backend.migratesBy?.(this.cntlid)?.channel ?? this.#backend.admin.stateChannel(this.cntlid);
   }
@@ -54,6 +60,13 @@ export class NvmeFunction extends BaseFunction {
   protected openDirtySources(): readonly DirtySource[] {
     const vfio = this.#backend.migratesBy?.(this.cntlid);
     return vfio === undefined ? [this.#backend.admin.dirtySource(this.cntlid)] : vfio.dirtySources();
+  }
+
+  /** Those of its VFIO device as it is open now, where that carries its state. */
+  override dirtySources(): readonly DirtySource[] {
+    if (this.handle === undefined) return super.dirtySources();
+    this.channel();
+    return this.openDirtySources();
   }
 
   /** Opens its VFIO device, where that carries its state; the controlling function needs nothing. */

@@ -59,6 +59,11 @@ export class VfioHandle {
     return this.#open?.info;
   }
 
+  /** The host that it is on. */
+  get host(): HostPort {
+    return this.#host;
+  }
+
   /** Whether its descriptor is somebody else's, who therefore has it open. */
   get borrowed(): boolean {
     return this.#fd !== null;
