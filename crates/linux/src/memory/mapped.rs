@@ -86,9 +86,7 @@ pub enum MapError {
         end: u64,
     },
     /// The file could shrink under the mapping, or is on hugetlbfs, and [`RegionOptions::allow_shrinkable`] was not given.
-    #[error(
-        "the file is not sealed against shrinking (F_SEAL_SHRINK), or on hugetlbfs, where no seal helps"
-    )]
+    #[error("the file is not sealed against shrinking (F_SEAL_SHRINK), or on hugetlbfs, where no seal helps")]
     Shrinkable,
     /// [`MAX_REGIONS`] are there.
     #[error("more than {MAX_REGIONS} guest memory regions")]
