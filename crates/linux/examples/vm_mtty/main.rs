@@ -32,7 +32,6 @@ fn rows<'a>(way: Way, a: &'a Mtty, b: &'a Mtty, other: &'a Mtty) -> Vec<Row<'a>>
         row(named("state moves from one device to the other, with pre-copy"), move || moves::with_pre_copy(a, b)),
         row(named("state moves back, without pre-copy"), move || moves::without_pre_copy(b, a)),
         row(named("pre-copy can be given up and begun anew"), move || moves::given_up(a)),
-        row(named("PRECOPY_INFO, version 1 and version 2"), move || moves::precopy_info(a)),
         row(named("MIG_DATA_SIZE in every state"), move || moves::data_size(a, b)),
         row(named("calls that don't fit the state are refused"), move || arcs::out_of_state(a)),
         row(named("the kernel goes every way that core knows and no other"), move || arcs::every_way(a)),
@@ -75,6 +74,7 @@ fn main() -> ExitCode {
             tap.run(&rows(way, &a, &b, &other));
         }
         tap.run(&[
+            row(format!("{way}: PRECOPY_INFO, version 1 and version 2"), || moves::precopy_info(a, way)),
             row(format!("{way}: state survives a close"), || opening::survives(a, way)),
             row(format!("{way}: a device is open once, by group or by node"), || opening::once(a, way)),
             row(format!("{way}: a function with its address space maps guest memory"), || opening::function(a, way)),

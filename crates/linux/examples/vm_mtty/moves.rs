@@ -4,7 +4,7 @@ use towline_core::channel::{ChannelErrorKind, ReadOutcome, StateChannel};
 use towline_core::fsm::DeviceState;
 use towline_linux::vfio::VfioChannel;
 
-use super::mtty::{HEADER, Mtty, PORT, STATE, drain, save};
+use super::mtty::{HEADER, Mtty, PORT, STATE, Way, drain, save};
 
 pub fn with_pre_copy(a: &Mtty, b: &Mtty) {
     let (mut from, mut to) = (a.fresh([0xA5, 0x5A]), b.fresh([0x00, 0xFF]));
@@ -61,13 +61,12 @@ pub fn given_up(a: &Mtty) {
     assert_eq!(a.scratch(), [7, 8]);
 }
 
-/// Version 2 lasts until the last close, so version 1 comes first on a device that was just opened; the rest of the rows asks for 2.
-pub fn precopy_info(a: &Mtty) {
-    let mut v1 = VfioChannel::open_v1(&a.device).unwrap();
-    assert!(!v1.has_precopy_info_v2());
-    let mut v2 = a.channel();
-    assert!(v2.has_precopy_info_v2(), "this kernel has no PRECOPY_INFO version 2 for mtty");
-    for channel in [&mut v1, &mut v2] {
+/// Version 2 lasts until the device's last close, so each version has a device that was just opened.
+pub fn precopy_info(uuid: &str, way: Way) {
+    for version in [1, 2] {
+        let a = Mtty::open(uuid, way);
+        let channel = &mut if version == 1 { VfioChannel::open_v1(&a.device).unwrap() } else { a.channel() };
+        assert_eq!(channel.has_precopy_info_v2(), version == 2, "version {version} on this kernel's mtty");
         channel.reset().unwrap();
         assert_eq!(channel.pending().unwrap().initial_bytes, 0, "RUNNING has no pre-copy to ask about");
         for state in [DeviceState::PreCopy, DeviceState::PreCopyP2p] {
