@@ -1,4 +1,5 @@
-//! The log of DMA, whose calls mtty has, and which it never fills.
+//! The log of DMA, whose calls mtty has, and which it never fills. So this shows that the kernel takes the calls, and not that a page
+//! which was written is told.
 
 use towline_core::channel::{ChannelErrorKind, DirtySink, DirtySource};
 use towline_core::memory::MemoryRange;

@@ -41,9 +41,10 @@ fn rows<'a>(way: Way, a: &'a Mtty, b: &'a Mtty, other: &'a Mtty) -> Vec<Row<'a>>
         row(named("a header with any bit flipped is refused"), move || streams::flipped(a, b)),
         row(named("a state that is too long is refused"), move || streams::too_long(a, b)),
         row(named("the state of another model is refused"), move || streams::foreign(a, other)),
-        row(named("the log of DMA: 300 ranges, nothing written; or a kernel that can't report is told"), move || {
-            dirty::log(a)
-        }),
+        row(
+            named("the calls of the log of DMA are taken (mtty's is always clean), or can't be and that is told"),
+            move || dirty::log(a),
+        ),
         row(named("regions and interrupts"), move || opening::parts(a)),
     ];
     if debugfs {
