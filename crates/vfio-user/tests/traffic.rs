@@ -8,10 +8,12 @@ mod rig;
 mod work;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use client::*;
 use rig::{Kind, MEMORY, Rig, short_timeout};
+use rustix::event::{PollFd, PollFlags, poll};
 use towline_core::dirty::MarkLog;
 use towline_core::memory::GuestMemory;
 use towline_tenant::{RunOptions, Tenant, TenantInterrupts};
@@ -257,4 +259,74 @@ fn a_function_that_is_removed() {
     assert_eq!(client.register32(0), u32::MAX);
     client.flr().unwrap();
     client.call(RESET, &[], &[]).unwrap();
+}
+
+/// Fills an eventfd and makes it blocking, again and again until told to stop.
+fn keep_full(fd: &std::os::fd::OwnedFd, stop: &AtomicBool) {
+    while !stop.load(Ordering::SeqCst) {
+        let flags = rustix::fs::fcntl_getfl(fd).unwrap();
+        rustix::fs::fcntl_setfl(fd, flags - rustix::fs::OFlags::NONBLOCK).unwrap();
+        // Waits until it is empty.
+        let _ = rustix::io::write(fd, &(u64::MAX - 1).to_ne_bytes());
+    }
+}
+
+/// A client that makes its eventfd blocking and keeps it full: neither who asks the controller something nor who closes waits for it.
+#[test]
+fn an_eventfd_that_blocks_stops_nobody() {
+    for close in [false, true] {
+        let rig = Rig::new(Kind::Vf);
+        let client = rig.ready(DmaLayout::Specified, true);
+        let events = client.wire(1);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| keep_full(&events[0], &stop));
+            let full = || {
+                let mut fds = [PollFd::new(&events[0], PollFlags::OUT)];
+                poll(&mut fds, Some(&rustix::event::Timespec::default())).unwrap() == 0
+            };
+            eventually("it is full", full);
+            client.write(0, 0x24, &0x001f_001fu32.to_le_bytes()).unwrap();
+            client.write(0, 0x28, &le(&[(0x10000, 8), (0x20000, 8)])).unwrap();
+            client.write(0, 0x14, &0x0046_0001u32.to_le_bytes()).unwrap();
+            eventually("CSTS.RDY", || client.register32(0x1c) & 1 == 1);
+            // 20 commands that there are not: each completes, and raises vector 0.
+            let before = rig.server.status().interrupts;
+            client.post(0, 0x1000, &20u32.to_le_bytes());
+            eventually("it is raised", || rig.server.status().interrupts > before);
+            let (done, finished) = std::sync::mpsc::channel();
+            let (server, controller) = (&rig.server, &rig.controller);
+            scope.spawn(move || {
+                // Waits for whoever holds the controller.
+                controller.resources();
+                if close {
+                    server.close();
+                }
+                done.send(()).unwrap();
+            });
+            let finished = finished.recv_timeout(Duration::from_secs(10));
+            let gone = if finished.is_ok() && !close {
+                drop(client);
+                let start = std::time::Instant::now();
+                while rig.server.status().connected && start.elapsed() < Duration::from_secs(10) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                !rig.server.status().connected
+            } else {
+                finished.is_ok()
+            };
+            // Everybody goes on, so that a failure is told.
+            stop.store(true, Ordering::SeqCst);
+            for _ in 0..100 {
+                let mut fds = [PollFd::new(&events[0], PollFlags::IN)];
+                if poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 10_000_000 })).unwrap() > 0 {
+                    let mut raw = [0; 8];
+                    let raw = &mut [std::io::IoSliceMut::new(&mut raw)];
+                    let _ = rustix::io::preadv2(&events[0], raw, u64::MAX, rustix::io::ReadWriteFlags::NOWAIT);
+                }
+            }
+            assert!(finished.is_ok(), "the controller is held");
+            assert!(gone, "the connection does not end");
+        });
+    }
 }

@@ -1,5 +1,6 @@
 //! One client, from its first message to its last.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -41,19 +42,39 @@ pub(super) fn serve(shared: &Shared, listener: &OwnedFd, socket: OwnedFd) -> End
                 queue.work(|message| commands.execute(message));
             };
             if let Err(error) = thread::Builder::new().name("vfio-user-wait".into()).spawn_scoped(scope, worker) {
-                let errno = Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-                return Ended::System { call: "start of a thread", errno };
+                return no_thread(&error);
             }
             let _end = End { peer: &peer, queue: &queue, socket: &socket };
             converse(shared, &inbox, &commands, &queue)
         })
     };
-    // What the threads share is given up below, whatever state a panic left it in.
-    let ended = catch_unwind(AssertUnwindSafe(talk)).unwrap_or(Ended::Panicked);
-    function.detach();
-    interrupts.unwire();
-    memory.unmap_all();
-    ended
+    thread::scope(|scope| {
+        // It also ends what whoever detaches the function would wait for.
+        let watch = thread::Builder::new().name("vfio-user-irq".into()).spawn_scoped(scope, || interrupts.watch());
+        let _end = EndWatch(&interrupts);
+        let ended = match watch {
+            // What the threads share is given up below, whatever state a panic left it in.
+            Ok(_) => catch_unwind(AssertUnwindSafe(talk)).unwrap_or(Ended::Panicked),
+            Err(error) => no_thread(&error),
+        };
+        interrupts.unwire();
+        function.detach();
+        memory.unmap_all();
+        ended
+    })
+}
+
+fn no_thread(error: &io::Error) -> Ended {
+    Ended::System { call: "start of a thread", errno: Errno::from_io_error(error).unwrap_or(Errno::AGAIN) }
+}
+
+/// Ends the watch over interrupts.
+struct EndWatch<'a>(&'a Interrupts);
+
+impl Drop for EndWatch<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 /// Ends the conversation when one of its threads ends, by a panic too: else the other would wait for ever.
