@@ -188,6 +188,30 @@ test('VFs that are there are used as they are, and destroyed only by force', asy
   t.is(host.functions.get(PF)?.sriov?.numVfs, 3);
 });
 
+test('force destroys no VF that is used here, and those that it destroys are lost', async (t) => {
+  const host = new FakeHost(mlx5Pf());
+  const { controlling } = await opened({ vfs: 3, force: true }, host);
+  const fn = await provisionFunction(controlling, spec('vfio'));
+  // Somebody changed what the PF has: it is to be sized once more.
+  Object.assign(host.functions.get(PF)?.sriov ?? {}, { numVfs: 2 });
+  const again = (): Promise<unknown> => controlling.provision({ kind: 'vf' });
+  await t.throwsAsync(again(), { code: 'ERR_TOWLINE_BUSY', message: /exposed by this process \(vfio\)/ });
+  await fn.open?.();
+  await t.throwsAsync(again(), { code: 'ERR_TOWLINE_BUSY', message: /open in this process/ });
+  await fn.expose('none');
+  const other = await opened({ vfs: 3, force: true }, host);
+  await t.throwsAsync(other.controlling.provision({ kind: 'vf' }), {
+    code: 'ERR_TOWLINE_BUSY',
+    message: /another driver of this process/,
+  });
+  t.is(fn.state, 'migration-enabled');
+  const next = await controlling.provision({ kind: 'vf' });
+  t.is(fn.state, 'lost');
+  t.is(next.location?.address, VF);
+  t.is(host.functions.get(PF)?.sriov?.numVfs, 3);
+  t.deepEqual(await controlling.list(), [next]);
+});
+
 test('what can not be given is refused with the reason', async (t) => {
   const { host, controlling } = await withPool();
   const before = host.snapshot();

@@ -20,6 +20,7 @@ import type {
 import { withUndo } from '../function/undo.js';
 import type { ControllingFunction, KindCapacity } from './driver.js';
 import type { Claims } from './host/claims.js';
+import type { PoolGuard } from './pool.js';
 
 /** A UUID of version 8 (RFC 9562): the same one as long as `text` is the same. */
 export function derivedUuid(text: string): string {
@@ -35,6 +36,8 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
   readonly driver: string;
   readonly address: string;
   readonly #functions = new Set<F>();
+  /** Those that were made visible here, and not found so. */
+  readonly #shown = new WeakSet<F>();
   readonly #claims: Claims | undefined;
   #tail: Promise<unknown> = Promise.resolve();
   #closed = false;
@@ -85,6 +88,36 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
     this.#functions.delete(fn);
     const { location }: ControlledFunction = fn;
     if (location?.bus === 'pci') this.#claims?.drop(location.address);
+  }
+
+  /** Whether this process has the device of `fn` open. */
+  protected holds(_fn: F): boolean {
+    return false;
+  }
+
+  /** For a pool of VFs that may be destroyed: what was found in use by others goes with `force`, what is used here does not. */
+  protected poolGuard(): PoolGuard {
+    const vfs = (): F[] => this.known().filter((fn) => fn.kind === 'vf');
+    const busy = (what: string, why: string): never => {
+      throw new TowlineError(
+        'ERR_TOWLINE_BUSY',
+        `the VFs of ${this.address} can't be destroyed to have another number: ${what} is ${why}; release it first`,
+      );
+    };
+    return {
+      check: (addresses) => {
+        for (const fn of vfs()) {
+          if (this.holds(fn)) busy(fn.name, 'open in this process');
+          if (this.#shown.has(fn)) busy(fn.name, `exposed by this process (${fn.exposure})`);
+        }
+        for (const address of addresses) {
+          if (this.#claims?.hasOther(address) === true) busy(address, 'provisioned by another driver of this process');
+        }
+      },
+      destroyed: () => {
+        for (const fn of vfs()) this.lose(fn);
+      },
+    };
   }
 
   async list(options: WaitOptions = {}): Promise<readonly ControlledFunction[]> {
@@ -171,6 +204,8 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
         await next.show(own, options);
       });
       own.advance(to, { expose: exposure });
+      if (exposure === 'none') this.#shown.delete(own);
+      else this.#shown.add(own);
     });
   }
 

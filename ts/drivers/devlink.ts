@@ -61,6 +61,7 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
     this.#device = device;
     this.#options = options;
     this.#pool = new VfPool(host, device, options);
+    this.#pool.guard = this.poolGuard();
   }
 
   async capacity(): Promise<readonly KindCapacity[]> {
@@ -226,6 +227,10 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
     if (hwAddr !== null && port.function?.hwAddr !== hwAddr) back.hwAddr = hwAddr;
     if (migratable !== null && port.function?.migratable !== migratable) back.migratable = migratable;
     if (Object.keys(back).length > 0) await this.#set(fn, back, 'what its function had can not be restored');
+  }
+
+  protected override holds(fn: DevlinkFunction): boolean {
+    return fn.handle.current !== undefined;
   }
 
   protected async end(): Promise<void> {

@@ -35,6 +35,7 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
   constructor(backend: NvmeBackend, driver = 'nvme') {
     super(driver, backend.address, backend.claims);
     this.#backend = backend;
+    backend.guardPool?.(this.poolGuard());
   }
 
   async capacity(): Promise<readonly KindCapacity[]> {
@@ -132,6 +133,10 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
   async explain(): Promise<readonly Reason[]> {
     this.checkOpen();
     return this.#explain();
+  }
+
+  protected override holds(fn: NvmeFunction): boolean {
+    return this.#backend.migratesBy?.(fn.cntlid)?.current !== undefined;
   }
 
   protected end(): Promise<void> {

@@ -18,8 +18,17 @@ export interface VfPoolOptions {
 /** Brings a pool back to what it was. */
 export type UndoPool = () => Promise<void>;
 
+/** Who has functions in a pool whose VFs are about to be destroyed. */
+export interface PoolGuard {
+  /** @throws TowlineError `ERR_TOWLINE_BUSY` where these VFs are in use here. */
+  check(addresses: readonly string[]): void;
+  /** They are gone, those that come after them under the same addresses are others. */
+  destroyed(): void;
+}
+
 /** See the file's comment. */
 export class VfPool {
+  guard: PoolGuard | undefined;
   readonly #host: HostPort;
   readonly #address: string;
   readonly #options: VfPoolOptions;
@@ -53,7 +62,8 @@ export class VfPool {
    * Sizes the pool, where that is still to be done; whole or not at all.
    * @param before - Runs before there is any VF, with what undoes it.
    * @returns what undoes all of it, for a caller who fails later; nothing where there was nothing to do.
-   * @throws TowlineError `ERR_TOWLINE_UNSUPPORTED` where the PF can have none, `ERR_TOWLINE_NO_RESOURCES` where `vfs` is more than it can have.
+   * @throws TowlineError `ERR_TOWLINE_BUSY` where VFs that this process uses would be destroyed, `ERR_TOWLINE_UNSUPPORTED` where the PF can
+   * have none, `ERR_TOWLINE_NO_RESOURCES` where `vfs` is more than it can have.
    */
   async ensure(before: (steps: UndoStack) => Promise<void> = async () => undefined): Promise<UndoPool> {
     const host = this.#host;
@@ -70,6 +80,7 @@ export class VfPool {
     }
     if (!this.needsSizing(pf)) return async () => undefined;
     const size = this.size(pf);
+    this.guard?.check(pf.virtfns);
     return withUndo(async (steps) => {
       if (sriov.numVfs > 0) {
         // What was in them is gone; only their number can come back.
@@ -78,6 +89,7 @@ export class VfPool {
           () => host.setNumVfs(address, 0),
           () => host.setNumVfs(address, sriov.numVfs),
         );
+        this.guard?.destroyed();
       }
       await before(steps);
       // No driver may take a VF before it has its resources.

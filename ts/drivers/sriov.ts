@@ -44,6 +44,7 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
     this.#host = host;
     this.#claims = claims;
     this.#pool = new VfPool(host, address, options);
+    this.#pool.guard = this.poolGuard();
     this.#vfio = options.vfio ?? {};
   }
 
@@ -168,6 +169,10 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
     if (vf.resetMethods.length > 0) await this.#host.reset(vf.address);
     // 0 is the default of the device.
     if (fn.spec.vectors !== undefined && vf.vfMsixCount !== null) await this.#host.setVfMsix(vf.address, 0);
+  }
+
+  protected override holds(fn: SriovFunction): boolean {
+    return fn.handle.current !== undefined;
   }
 
   protected async end(): Promise<void> {

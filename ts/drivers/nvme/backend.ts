@@ -4,6 +4,7 @@
 import type { WaitOptions } from '../../abort.js';
 import type { ExposureName, FunctionKind, FunctionLocation, Reason, Visibility } from '../../function/types.js';
 import type { Claims } from '../host/claims.js';
+import type { PoolGuard } from '../pool.js';
 import type { VfioHandle } from '../vfio/handle.js';
 import type { NvmeAdmin } from './admin.js';
 
@@ -54,6 +55,8 @@ export interface NvmeBackend {
   reset(cntlid: number): Promise<void>;
   /** Whether somebody has it, so that it is not free, whatever it was given. */
   isTaken?(cntlid: number): Promise<boolean>;
+  /** Asks `guard` before VFs are destroyed. @internal */
+  guardPool?(guard: PoolGuard): void;
   /** What is taken of the PCI functions of this host; other drivers of this process ask it, too. @internal */
   readonly claims?: Claims | undefined;
   /** Takes it from the other drivers of this process, at once. @returns whether none of them had it. */

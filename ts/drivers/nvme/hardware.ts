@@ -12,7 +12,7 @@ import type { DiscoveredController } from '../driver.js';
 import { Claims } from '../host/claims.js';
 import type { HostPort, PciFunction } from '../host/port.js';
 import { pciAddress, pciFunction } from '../host/words.js';
-import { VfPool, type UndoPool, type VfPoolOptions } from '../pool.js';
+import { VfPool, type PoolGuard, type UndoPool, type VfPoolOptions } from '../pool.js';
 import { explainPci, vfioOpeners } from '../vfio/explain.js';
 import { VfioHandle, type VfioOpenOptions } from '../vfio/handle.js';
 import { isVfioDriver, variantDriver } from '../vfio/variant.js';
@@ -280,6 +280,10 @@ export class HardwareBackend implements NvmeBackend {
   drop(cntlid: number): void {
     const address = this.#addresses.get(cntlid);
     if (address !== undefined) this.claims.drop(address);
+  }
+
+  guardPool(guard: PoolGuard): void {
+    this.#pool.guard = guard;
   }
 
   async isOpen(cntlid: number): Promise<boolean> {
