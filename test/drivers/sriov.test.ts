@@ -495,6 +495,30 @@ test('two drivers of one PF in one process do not take VFs from each other', asy
   t.true((await sriov.capacity())[0]?.free !== 0);
 });
 
+test('a driver that was unbound behind our back is bound again by the same exposure', async (t) => {
+  for (const [exposure, driver] of [
+    ['kernel', 'mlx5_core'],
+    ['vfio', 'mlx5_vfio_pci'],
+  ] as const) {
+    const { host, controlling } = await opened();
+    const fn = await provisionFunction(controlling, spec(exposure));
+    const before = host.snapshot();
+    const calls = host.calls;
+    await fn.expose(exposure);
+    t.deepEqual(
+      host.log.slice(calls).filter((l) => !['kernel', 'pci'].includes(l)),
+      [],
+    );
+    await host.unbind(VF);
+    await fn.expose(exposure);
+    t.is(host.functions.get(VF)?.driver, driver);
+    t.deepEqual(host.snapshot(), before);
+    await host.unbind(VF);
+    host.refusing.add(driver);
+    await t.throwsAsync(fn.expose(exposure), { code: 'ERR_TOWLINE_EXPOSURE' });
+  }
+});
+
 test('a VF that is gone is lost', async (t) => {
   const { host, controlling } = await opened();
   const fn = await provisionFunction(controlling, spec());

@@ -188,7 +188,12 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
   async expose(fn: ControlledFunction, exposure: ExposureName, options: ExposeOptions = {}): Promise<void> {
     const own = this.own(fn);
     await this.exclusive(options, async () => {
-      if (own.exposure === exposure) return;
+      if (own.exposure === exposure) {
+        // Somebody may have unbound it meanwhile; what is open here is bound. Showing what is visible changes nothing.
+        const bound = exposure === 'kernel' || exposure === 'vfio';
+        if (bound && !this.holds(own)) await exposureFor(exposure, own).show(own, options);
+        return;
+      }
       const next = exposureFor(exposure, own);
       const before = exposureFor(own.exposure, own);
       const hidden = own.spec.migration === true ? 'migration-enabled' : 'configured';

@@ -62,7 +62,8 @@ async function bind(
   { signal }: WaitOptions,
 ): Promise<void> {
   const before = await pciFunction(host, address);
-  if (before.driver !== null && accept(before.driver) === undefined && before.driverOverride === override) return;
+  // Whatever its override: a driver that serves is not stopped for that.
+  if (before.driver !== null && accept(before.driver) === undefined) return;
   if (before.driver !== null) await checkUnused(host, before);
   await withUndo(async (steps) => {
     if (before.driver !== null) {
