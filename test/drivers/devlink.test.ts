@@ -113,6 +113,24 @@ test('a VF that is kept for a driver, or that the driver sriov has, is not free'
   t.is((await controlling.provision({ kind: 'vf' })).location?.address, '0000:01:00.2');
 });
 
+test('nothing of its tenant stays in a VF that is released', async (t) => {
+  for (const [resetMethods, resets] of [
+    [['flr'], [`reset ${VF}`]],
+    [[], []],
+  ] as const) {
+    const { host, controlling } = await opened();
+    const fn = await provisionFunction(controlling, vf({ expose: 'vfio' }));
+    Object.assign(host.functions.get(VF) ?? {}, { resetMethods: [...resetMethods] });
+    const calls = host.calls;
+    await fn.release();
+    t.deepEqual(
+      host.log.slice(calls).filter((l) => l.startsWith('reset')),
+      [...resets],
+    );
+    t.is(fn.state, 'released');
+  }
+});
+
 test('the comparison notices what is left behind', async (t) => {
   const { host, controlling } = await opened();
   await (await controlling.provision({ kind: 'vf' })).release();

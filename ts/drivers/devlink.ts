@@ -222,6 +222,9 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
     // Who is gone has nothing.
     if (port === undefined) return;
     if (fn.kind === 'siov') return this.#host.devlinkDeletePort(this.#bus, this.#device, fn.portIndex);
+    const vf = (await this.#host.pci(true)).find((f) => f.address === fn.pciAddress);
+    // Nothing of its tenant stays in it.
+    if (vf !== undefined && vf.resetMethods.length > 0) await this.#host.reset(vf.address);
     const { hwAddr, migratable } = fn.before;
     const back: DevlinkAttributes = {};
     if (hwAddr !== null && port.function?.hwAddr !== hwAddr) back.hwAddr = hwAddr;
