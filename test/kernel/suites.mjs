@@ -208,7 +208,7 @@ export const suites = [
     kernels: ['built', 'debian'],
     machine: 'sriov',
     program: { crate: 'towline-linux', example: 'vm_host' },
-    setup: ['modprobe nvme'],
+    setup: ['modprobe nvme', 'echo N > /sys/module/vfio_pci/parameters/enable_sriov'],
     smoke: true,
     timeoutSeconds: 300,
   },
