@@ -208,6 +208,53 @@ test('one that another process has open is judged by what the kernel shows of it
   t.false(fake.log.some((line) => line.startsWith('open vfio')));
 });
 
+/** A host over the parent mtty, with memory for its functions. */
+async function withMemory(t: ExecutionContext): Promise<{ host: Host; fake: FakeHost }> {
+  const path = await mkdtemp(join(tmpdir(), 'towline-devices-'));
+  t.teardown(() => rm(path, { recursive: true, force: true }));
+  const fake = new FakeHost();
+  fake.parents = [mttyParent()];
+  const host = await Host.open({
+    embedded: [],
+    controlling: async () => [await new MdevDriver({ host: fake }).open('mtty')],
+    journal: join(path, 'journal'),
+    memoryBytes: 1n << 20n,
+  });
+  t.teardown(() => host.close());
+  return { host, fake };
+}
+
+test('what a provision could not undo is told, and a function that is not released keeps its memory', async (t) => {
+  const { host, fake } = await withMemory(t);
+  const spec = { kind: 'siov', type: 'mtty-2', name: 'serial', uuid: UUIDS[0] } as const;
+  const remove = fake.mdevRemove.bind(fake);
+  fake.mdevRemove = async () => {
+    throw new TowlineError('ERR_TOWLINE_DEVICE', 'it stays');
+  };
+  const error = await t.throwsAsync<TowlineError>(host.provision(undefined, { ...spec, expose: 'vfio-user' }, {}), {
+    code: 'ERR_TOWLINE_EXPOSURE',
+    message: /not undone: provision \(it stays\)/,
+  });
+  t.deepEqual(error?.details, { notUndone: [{ step: 'provision', why: 'it stays' }] });
+  const [held] = await host.functions();
+  t.true((held?.memory?.ranges().length ?? 0) > 0);
+  if (held === undefined) return t.fail();
+  fake.mdevRemove = remove;
+  await host.release(held);
+  t.deepEqual(await host.functions(), []);
+  t.throws(() => held.memory?.read(0n, 1));
+});
+
+test('the memory of a function that is lost is freed', async (t) => {
+  const { host, fake } = await withMemory(t);
+  const spec = { kind: 'siov', type: 'mtty-2', name: 'serial', uuid: UUIDS[0] } as const;
+  const { memory } = await host.provision(undefined, spec, {});
+  t.is(memory?.read(0n, 1).length, 1);
+  await fake.mdevRemove(UUIDS[0]);
+  t.deepEqual(await host.functions(), []);
+  t.throws(() => memory?.read(0n, 1));
+});
+
 test('words for controlling functions', async (t) => {
   t.deepEqual(parseControlling('nvme:0000:01:00.0'), { driver: 'nvme', address: '0000:01:00.0' });
   t.deepEqual(parseControlling('devlink:pci/0000:01:00.0'), { driver: 'devlink', address: 'pci/0000:01:00.0' });

@@ -27,6 +27,9 @@ export class UndoStack {
     const error = unwrapFault(cause);
     const notUndone = (await this.#undo()).map(({ step, failure }) => ({ step, why: failure.message }));
     if (notUndone.length === 0) return error;
+    // What an inner piece of work could not undo stays told.
+    const told: unknown = (error.details as { notUndone?: unknown } | undefined)?.notUndone;
+    const before: readonly unknown[] = Array.isArray(told) ? told : [];
     return new TowlineError(
       error.code,
       `${error.message}; not undone: ${notUndone.map((n) => `${n.step} (${n.why})`).join(', ')}`,
@@ -37,7 +40,7 @@ export class UndoStack {
         state: error.state,
         nvmeStatus: error.nvmeStatus,
         cause: error,
-        details: { notUndone },
+        details: { ...(error.details as object | undefined), notUndone: [...before, ...notUndone] },
       },
     );
   }

@@ -7,6 +7,7 @@ import type { ControllingFunction } from '../drivers/driver.js';
 import { TowlineError } from '../errors.js';
 import { provisionFunction } from '../function/lifecycle.js';
 import type { ControlledFunction, ExposeOptions, ExposureName, FunctionSpec, Reason } from '../function/types.js';
+import { withUndo } from '../function/undo.js';
 import type { WaitOptions } from '../abort.js';
 import { inDoubtReason } from '../migration/doubt.js';
 import { Journal } from '../migration/journal.js';
@@ -89,6 +90,13 @@ export class Host {
     for (const controlling of this.controlling) {
       for (const fn of await controlling.list()) held.push({ fn, controlling, memory: this.#memories.get(fn) });
     }
+    // Those that are lost are in no list any more, and nobody can release them.
+    for (const [fn, memory] of [...this.#memories]) {
+      if (fn.state !== 'lost' || this.#busy.has(fn)) continue;
+      this.#sockets.delete(fn);
+      for (const rehearsal of this.#rehearsals.values()) rehearsal.remove(fn);
+      this.#takeMemory(fn, memory);
+    }
     return held;
   }
 
@@ -152,20 +160,20 @@ export class Host {
   ): Promise<HeldFunction> {
     const controlling = this.findControlling(address);
     const { expose = 'none', ...rest } = spec;
-    const fn = await provisionFunction(controlling, { ...rest, expose: 'none' }, options);
-    this.#rehearsals.get(controlling)?.add(fn);
-    let memory: GuestMemory | undefined;
-    try {
+    return withUndo(async (steps) => {
+      let memory: GuestMemory | undefined;
+      const fn = await steps.do(
+        'provision',
+        () => provisionFunction(controlling, { ...rest, expose: 'none' }, options),
+        (made) => this.release({ fn: made, controlling, memory }),
+      );
+      this.#rehearsals.get(controlling)?.add(fn);
       memory = await this.#giveMemory(fn, controlling, guest);
       // Nobody sees it before it is complete, and memory belongs to that.
       const held = { fn, controlling, memory };
       if (expose !== 'none') await this.expose(held, expose, { ...options, socketPath });
       return held;
-    } catch (error) {
-      // The caller is told why it failed; what can't be undone on top of that is in the function's own state.
-      await this.release({ fn, controlling, memory }).catch(() => undefined);
-      throw error;
-    }
+    });
   }
 
   /**
@@ -220,18 +228,23 @@ export class Host {
     memory.close();
   }
 
-  /** Gives a function back, and its memory. */
-  async release({ fn, controlling, memory }: HeldFunction): Promise<void> {
-    if (memory !== undefined && controlling.detachMemory !== undefined) {
-      await controlling.detachMemory(fn).catch((error: unknown) => {
-        // A function that was released by itself, as `recover` does, may have gone, and its hold on the memory with it.
-        if (fn.state !== 'released' && fn.state !== 'lost') throw error;
-      });
-    }
-    await fn.release();
+  #forget(fn: ControlledFunction, controlling: ControllingFunction, memory: GuestMemory | undefined): void {
     this.#sockets.delete(fn);
     this.#rehearsals.get(controlling)?.remove(fn);
     this.#takeMemory(fn, memory);
+  }
+
+  /** Gives a function back, and its memory. */
+  async release({ fn, controlling, memory }: HeldFunction): Promise<void> {
+    // One that is not released keeps its memory: its device may be writing there still.
+    await fn.release();
+    if (memory !== undefined && controlling.detachMemory !== undefined) {
+      await controlling.detachMemory(fn).catch((error: unknown) => {
+        // It may have gone, and its hold on the memory with it.
+        if (fn.state !== 'released' && fn.state !== 'lost') throw error;
+      });
+    }
+    this.#forget(fn, controlling, memory);
   }
 
   /**
