@@ -14,6 +14,7 @@ use rig::{Kind, MEMORY, Rig};
 use towline_core::bar::{Access, BarTarget, DefaultAction, Fill, Policy, Rule};
 use towline_core::memory::GuestMemory;
 use towline_linux::memory::memfd;
+use towline_nvme::resources::{Resource, VirtualizationAction};
 use towline_vfio_user::nvme::{NvmeFunction, NvmeFunctionError, NvmeFunctionOptions};
 use towline_vfio_user::{ServerError, ServerOptions, VfioUserListener, VfioUserServer};
 
@@ -229,6 +230,31 @@ fn interrupts_are_wired_as_the_kernel_does_it() {
     assert_eq!(client.set_irqs(0x24, 2, 0, 1, &[pipe.as_fd()]), Err(EINVAL), "no eventfd");
     assert_eq!(client.set_irqs(0x24, 2, 0, 2, &[again.as_fd()]), Err(EINVAL), "one is missing");
     assert_eq!(client.set_irqs(0x21 ^ 0x20 ^ 8, 2, 0, 1, &[]), Err(25), "ENOTTY: masks are in the table");
+}
+
+/// Vectors that were assigned while no client was there, before the first one and between two.
+#[test]
+fn a_client_finds_the_vectors_of_now() {
+    let rig = Rig::new(Kind::Vf);
+    let (admin, cntlid) = (rig.admin.as_ref().unwrap(), rig.controller.cntlid());
+    for vectors in [6, 2, 5] {
+        let manage = |action, resource, count| admin.virtualization_manage(action, cntlid, resource, count).unwrap();
+        manage(VirtualizationAction::Offline, Resource::Queues, 0);
+        manage(VirtualizationAction::Assign, Resource::Queues, 2);
+        manage(VirtualizationAction::Assign, Resource::Interrupts, vectors);
+        manage(VirtualizationAction::Online, Resource::Queues, 0);
+        let client = rig.client(DmaLayout::Specified);
+        let info = client.call(IRQ_INFO, &le(&[(16, 4), (0, 4), (2, 4), (0, 4)]), &[]).unwrap();
+        assert_eq!(u32_at(&info, 12), u32::from(vectors));
+        let mut at = client.config32(0x34) & 0xff;
+        while client.config32(at.into()) & 0xff != 0x11 {
+            at = client.config32(at.into()) >> 8 & 0xff;
+            assert_ne!(at, 0, "no MSI-X capability");
+        }
+        assert_eq!((client.config32(at.into()) >> 16 & 0x7ff) + 1, u32::from(vectors), "MSI-X table size");
+        drop(client);
+        eventually("the client is gone", || !rig.server.status().connected);
+    }
 }
 
 #[test]

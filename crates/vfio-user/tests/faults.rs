@@ -18,6 +18,8 @@ struct Broken {
 }
 
 impl PciFunction for Broken {
+    fn prepare(&self) {}
+
     fn region_bytes(&self, region: u32) -> u64 {
         if region == 0 { 4096 } else { 0 }
     }

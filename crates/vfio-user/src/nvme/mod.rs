@@ -202,6 +202,14 @@ fn describe(controller: &Controller, bar0_bytes: u64, most_vectors: u16) -> (Con
 }
 
 impl PciFunction for NvmeFunction {
+    fn prepare(&self) {
+        // Resources may have been assigned since the client before.
+        let (config, vectors) = describe(&self.controller, self.bar0_bytes, self.most_vectors);
+        let mut state = self.lock();
+        state.config = config;
+        state.vectors = vectors;
+    }
+
     fn region_bytes(&self, region: u32) -> u64 {
         match region {
             0 => self.bar0_bytes,
@@ -225,10 +233,6 @@ impl PciFunction for NvmeFunction {
         state.does_dma = false;
         state.client = None;
         self.controller.flr();
-        // The next client finds what the controller has by then.
-        let (config, vectors) = describe(&self.controller, self.bar0_bytes, self.most_vectors);
-        state.config = config;
-        state.vectors = vectors;
     }
 
     fn read(&self, region: u32, offset: u64, out: &mut [u8]) {

@@ -24,6 +24,10 @@ pub const IRQS: u32 = 5;
 /// Reads and writes come one after the other. They must not wait for DMA of the function, since the client's answers to it come over the
 /// same connection as the access did; a write that does wait says so by [`PciFunction::waits`].
 pub trait PciFunction: Send + Sync {
+    /// A client is about to come: what the function is to it, its config space and vectors, is settled here, and stays so until
+    /// [`PciFunction::detach`].
+    fn prepare(&self);
+
     /// Bytes of a region, 0 where it is absent. Does not change while a client is there.
     fn region_bytes(&self, region: u32) -> u64;
 

@@ -26,6 +26,7 @@ pub(super) fn serve(shared: &Shared, listener: &OwnedFd, socket: OwnedFd) -> End
     let peer = Arc::new(Peer::new(outbox, shared.options.dma_timeout));
     let memory = Arc::new(ClientMemory::new(Arc::clone(&peer), shared.options.allow_shrinkable));
     let function = &*shared.function;
+    function.prepare();
     let interrupts = Arc::new(Interrupts::new(function.vectors()));
     function.attach(Arc::clone(&memory) as _, Arc::clone(&interrupts));
     *shared.current() = Some((Arc::clone(&memory), Arc::clone(&interrupts)));
