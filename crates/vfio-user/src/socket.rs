@@ -1,13 +1,15 @@
 //! The bytes of one connection, in and out. Reading waits; writing never does: what the client does not take yet is kept, up to a
 //! limit, and sent by the reader when there is room. So neither a slow client nor one that is itself writing stops anybody.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketFlags, accept_with, recvmsg,
@@ -16,6 +18,8 @@ use rustix::net::{
 
 use crate::protocol::{DecodeError, HEADER_BYTES, Header, MAX_FDS};
 
+/// How long a failed accept is not tried again.
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 /// The most bytes that wait to be sent. A client that takes less is not reading any more.
 const MAX_OUTGOING_BYTES: usize = 16 << 20;
 
@@ -175,6 +179,8 @@ pub(crate) struct Inbox<'a> {
     pub(crate) listener: &'a OwnedFd,
     pub(crate) wake: &'a Wake,
     pub(crate) stop: &'a dyn Fn() -> bool,
+    /// Until when the listener is left alone: accepting failed, and would again.
+    pub(crate) paused: Cell<Option<Instant>>,
 }
 
 impl Inbox<'_> {
@@ -238,19 +244,22 @@ impl Inbox<'_> {
             }
             let unsent = self.outbox.flush().map_err(|Broken| Ended::Protocol("its answers are not taken".into()))?;
             let interest = if unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            let pause = self.paused.get().and_then(|until| until.checked_duration_since(Instant::now()));
+            self.paused.set(self.paused.get().filter(|_| pause.is_some()));
             let mut fds = [
                 PollFd::new(&*self.socket, interest),
                 PollFd::new(self.wake, PollFlags::IN),
-                PollFd::new(self.listener, PollFlags::IN),
+                PollFd::new(self.listener, if pause.is_some() { PollFlags::empty() } else { PollFlags::IN }),
             ];
-            match poll(&mut fds, None) {
+            let limit = pause.and_then(|pause| Timespec::try_from(pause).ok());
+            match poll(&mut fds, limit.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(Ended::System { call: "poll", errno }),
             }
             let [socket, _, listener] = fds.map(|fd| fd.revents());
-            if listener.contains(PollFlags::IN) {
-                // One client at a time: another one is told at once rather than left waiting.
-                drop(accept(self.listener));
+            // One client at a time: another one is told at once rather than left waiting. Without a descriptor for it, it has to wait.
+            if listener.contains(PollFlags::IN) && accept(self.listener).is_err() {
+                self.paused.set(Some(Instant::now() + PAUSE));
             }
             if socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
                 return Ok(());

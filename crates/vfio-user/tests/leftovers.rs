@@ -93,3 +93,36 @@ fn clients_that_vanish_in_every_phase() {
     }
     assert_eq!(rig.server.status().clients, 18);
 }
+
+/// Ticks of processor time that this process has used, of 10 ms.
+fn ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// Another client comes when there is no descriptor left to accept it: it waits, and the server does not spin meanwhile.
+#[test]
+fn no_descriptors_left() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let _one = ONE.lock();
+    let rig = Rig::new(Kind::Pf);
+    let client = rig.client(DmaLayout::Specified);
+    client.config32(0);
+    let other = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    let before = ticks();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(3), maximum: limit.maximum }).unwrap();
+    let connected = rustix::net::connect(&other, &rustix::net::SocketAddrUnix::new(&rig.socket).unwrap());
+    std::thread::sleep(Duration::from_secs(1));
+    let served = client.read(7, 8, 4);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let used = ticks() - before;
+    connected.unwrap();
+    assert_eq!(served.unwrap()[1..], [2, 8, 1], "the first is served");
+    assert!(used < 30, "{used} ticks of a second");
+    // Now there are some: it is turned away.
+    let other = std::os::unix::net::UnixStream::from(other);
+    other.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(std::io::Read::read(&mut &other, &mut [0]).unwrap(), 0);
+}

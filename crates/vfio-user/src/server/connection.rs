@@ -1,5 +1,6 @@
 //! One client, from its first message to its last.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,8 +33,14 @@ pub(super) fn serve(shared: &Shared, listener: &OwnedFd, socket: OwnedFd) -> End
     *shared.current() = Some((Arc::clone(&memory), Arc::clone(&interrupts)));
 
     let stopped = || shared.stopped();
-    let inbox =
-        Inbox { socket: Arc::clone(&socket), outbox: peer.outbox(), listener, wake: &shared.wake, stop: &stopped };
+    let inbox = Inbox {
+        socket: Arc::clone(&socket),
+        outbox: peer.outbox(),
+        listener,
+        wake: &shared.wake,
+        stop: &stopped,
+        paused: Cell::new(None),
+    };
     let commands = Commands { function, peer: &peer, memory: &memory, interrupts: &interrupts };
     let queue = Queue::default();
     let talk = || {

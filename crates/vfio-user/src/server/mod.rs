@@ -17,11 +17,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 use crate::pci::PciFunction;
-use crate::socket::{Ended, Wake, wait_for_client};
+use crate::socket::{Ended, PAUSE, Wake, wait_for_client};
 use crate::{ClientMemory, Interrupts};
-
-/// How long a failed accept is not tried again.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// How a function is served.
 #[derive(Clone, Copy, Debug)]
