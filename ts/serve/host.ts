@@ -91,7 +91,7 @@ export class Host {
       for (const fn of await controlling.list()) held.push({ fn, controlling, memory: this.#memories.get(fn) });
     }
     // Those that are lost are in no list any more, and nobody can release them.
-    for (const [fn, memory] of [...this.#memories]) {
+    for (const [fn, memory] of this.#memories) {
       if (fn.state !== 'lost' || this.#busy.has(fn)) continue;
       this.#sockets.delete(fn);
       for (const rehearsal of this.#rehearsals.values()) rehearsal.remove(fn);
@@ -161,14 +161,13 @@ export class Host {
     const controlling = this.findControlling(address);
     const { expose = 'none', ...rest } = spec;
     return withUndo(async (steps) => {
-      let memory: GuestMemory | undefined;
       const fn = await steps.do(
         'provision',
         () => provisionFunction(controlling, { ...rest, expose: 'none' }, options),
-        (made) => this.release({ fn: made, controlling, memory }),
+        (made) => this.release({ fn: made, controlling, memory: this.#memories.get(made) }),
       );
       this.#rehearsals.get(controlling)?.add(fn);
-      memory = await this.#giveMemory(fn, controlling, guest);
+      const memory = await this.#giveMemory(fn, controlling, guest);
       // Nobody sees it before it is complete, and memory belongs to that.
       const held = { fn, controlling, memory };
       if (expose !== 'none') await this.expose(held, expose, { ...options, socketPath });
