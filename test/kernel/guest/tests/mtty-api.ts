@@ -139,7 +139,7 @@ test('two functions of one guest: both answer only peers before one of them stop
   await write(two, values[1] ?? []);
   const sequence: string[][] = [];
   await move([one, two], [three, four], sequence);
-  assert.deepEqual([await kernelState(one), await kernelState(two)], ['stop-copy', 'stop-copy']);
+  assert.deepEqual([await kernelState(one), await kernelState(two)], ['stop', 'stop']);
   assert.deepEqual([await kernelState(three), await kernelState(four)], ['running', 'running']);
   const stopped = sequence.findIndex(([, ...states]) => states.some((state) => state.startsWith('stop')));
   assert.ok(stopped > 0, JSON.stringify(sequence));
