@@ -2,10 +2,10 @@
 // root and apt, and some 8 minutes more when it runs for the first time; see test/kernel/README.md. Where something is missing it
 // is skipped, with the reason.
 //
-//   npm run test:kernel -- [--smoke] [--only NAME]… [--kernel built|debian] [--json] [--require] [--jobs N]
+//   npm run test:kernel -- [--smoke] [--only NAME]… [--kernel built|debian] [--json] [--require] [--jobs N] [--minutes N]
 //
 // --only takes names of suites and of machines. --require: to be skipped counts as a failure. --json prints a line for each row of
-// the table and nothing else on stdout.
+// the table and nothing else on stdout. --minutes: guests that would boot later than that after the first one are skipped, and say so.
 import { mkdir, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
@@ -38,9 +38,14 @@ const { values: options } = parseArgs({
     only: { type: 'string', multiple: true, default: [] },
     kernel: { type: 'string' },
     jobs: { type: 'string', default: String(Math.min(2, availableParallelism())) },
+    minutes: { type: 'string' },
   },
 });
 const jobs = Math.min(2, Math.max(1, Number(options.jobs) || 1));
+if (options.minutes !== undefined && !(Number(options.minutes) >= 0)) {
+  process.stderr.write(`--minutes ${options.minutes} is no number of minutes\n`);
+  process.exit(2);
+}
 const boots = planBoots(suites, machines, { smoke: options.smoke, only: options.only, kernel: options.kernel });
 const chosen = boots.flatMap((boot) => boot.suites);
 const unknown = options.only.find((name) => !chosen.some((suite) => suite.name === name || suite.machine === name));
@@ -150,12 +155,23 @@ async function runBoots(guestRootPath) {
   const isPair = (/** @type {Boot} */ { machine }) => machine.guests === 2;
   // The longest first, so that none of them is left for the end.
   const queue = boots.filter((boot) => !isPair(boot)).toSorted((a, b) => bootSeconds(b) - bootSeconds(a));
+  const end = options.minutes === undefined ? Infinity : performance.now() + Number(options.minutes) * 60_000;
+  const one = async (/** @type {Boot} */ boot) => {
+    const late = `the ${options.minutes} minutes of --minutes were over`;
+    const rows = () =>
+      boot.suites.map(({ path, oracle }) => ({
+        path,
+        oracle,
+        kernel: boot.kernel,
+        counts: { ...noCounts(), skipped: 1, skips: [late] },
+      }));
+    results.set(boot, performance.now() < end ? await rowsOf(guestRootPath, boot) : rows());
+  };
   const worker = async () => {
-    for (let boot = queue.shift(); boot !== undefined; boot = queue.shift())
-      results.set(boot, await rowsOf(guestRootPath, boot));
+    for (let boot = queue.shift(); boot !== undefined; boot = queue.shift()) await one(boot);
   };
   await Promise.all(Array.from({ length: jobs }, worker));
-  for (const boot of boots.filter(isPair)) results.set(boot, await rowsOf(guestRootPath, boot));
+  for (const boot of boots.filter(isPair)) await one(boot);
   return boots.flatMap((boot) => results.get(boot) ?? []);
 }
 
