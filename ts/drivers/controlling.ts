@@ -95,7 +95,7 @@ export abstract class BaseControllingFunction<F extends BaseFunction> implements
     return false;
   }
 
-  /** For a pool of VFs that may be destroyed: what was found in use by others goes with `force`, what is used here does not. */
+  /** @internal For a pool of VFs that may be destroyed: what was found in use by others goes with `force`, what is used here does not. */
   protected poolGuard(): PoolGuard {
     const vfs = (): F[] => this.known().filter((fn) => fn.kind === 'vf');
     const busy = (what: string, why: string): never => {

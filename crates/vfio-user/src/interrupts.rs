@@ -38,7 +38,7 @@ struct Inner {
 /// vector is one count of its eventfd.
 ///
 /// The client shares the eventfd and its flags. It can make it blocking and full, and no write to it can be told not to wait: so writes are
-/// done without a lock, and [`Interrupts::watch`] looks for those that wait, and reads the eventfd empty.
+/// done without a lock, and `watch` looks for those that wait, and reads the eventfd empty.
 #[derive(Debug)]
 pub struct Interrupts {
     inner: Mutex<Inner>,
