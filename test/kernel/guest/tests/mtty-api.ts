@@ -103,7 +103,9 @@ async function move(from: readonly string[], to: readonly string[], sequence: st
     sequence.push([state, ...(await Promise.all(from.map(kernelState)))]);
   };
   const memories = [GuestMemory.anonymous('a', MEMORY_BYTES), GuestMemory.anonymous('b', MEMORY_BYTES)] as const;
-  const journals = ['a', 'b'].map((name) => new Journal(`${directory}/${name}-${sequence.length}-${from.join()}`));
+  // New ones: by the journals of an earlier move, its functions are elsewhere.
+  const folder = await mkdtemp(`${directory}/move-`);
+  const journals = ['a', 'b'].map((name) => new Journal(`${folder}/${name}`));
   const link = `unix://${directory}/link`;
   try {
     memories[0].write(4096n * 5n, Buffer.from('what the guest has in its memory'));
