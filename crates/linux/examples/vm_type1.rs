@@ -7,12 +7,11 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::raw::c_void;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
+use rustix::ioctl::{Opcode, Updater, opcode};
 use towline_core::channel::{ChannelErrorKind, DirtySink, DirtySource};
 use towline_core::memory::{GuestMemory, MemoryRange};
 use towline_linux::address_space::{AddressSpace, Backing, GuestMapping};
@@ -153,27 +152,13 @@ fn a_pci_device_dirties_all(address: &str, mdev: &str) {
 
 /// `VFIO_IOMMU_DIRTY_PAGES` as the library never calls it.
 fn raw_get(container: &Container, iova: u64, size: u64, bits: &mut [u64]) -> Result<(), Errno> {
-    struct Call(*mut c_void);
-    // SAFETY: made below only, with the structure of this number.
-    unsafe impl Ioctl for Call {
-        type Output = IoctlOutput;
-        const IS_MUTATING: bool = true;
-        fn opcode(&self) -> Opcode {
-            opcode::none(b';', 117)
-        }
-        fn as_ptr(&mut self) -> *mut c_void {
-            self.0
-        }
-        unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<IoctlOutput> {
-            Ok(out)
-        }
-    }
+    const DIRTY_PAGES: Opcode = opcode::none(b';', 117);
     assert!(size / PAGE <= bits.len() as u64 * 64);
     // argsz and flags (GET_BITMAP), iova, size, pgsize, bytes, address.
     let data = bits.as_mut_ptr().expose_provenance() as u64;
     let mut dirty = [48 | 4 << 32, iova, size, PAGE, bits.len() as u64 * 8, data];
     // SAFETY: the structure of this ioctl, with its size; the bitmap is as long as it tells, and exclusively borrowed.
-    unsafe { rustix::ioctl::ioctl(container.as_fd(), Call(dirty.as_mut_ptr().cast())) }.map(drop)
+    unsafe { rustix::ioctl::ioctl(container.as_fd(), Updater::<DIRTY_PAGES, _>::new(&mut dirty)) }
 }
 
 /// Why the library asks mapping by mapping, into zeroed words.

@@ -1,4 +1,4 @@
-//! An ioctl with a structure as its argument, for the modules that pair the two.
+//! An ioctl with a structure, a pointer or a number as its argument, for the modules that pair the two.
 
 use std::os::fd::BorrowedFd;
 use std::os::raw::c_void;
@@ -31,17 +31,24 @@ unsafe impl Ioctl for Call {
 }
 
 /// # Safety
+/// On a descriptor of the kind of `fd`, `opcode` takes `argument`: as a number, or as a pointer that is good for what the kernel does with it.
+pub(crate) unsafe fn with_argument(fd: BorrowedFd<'_>, opcode: Opcode, argument: *mut c_void) -> Result<i32, Errno> {
+    // SAFETY: by the caller's promise.
+    unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument }) }
+}
+
+/// # Safety
 /// On a descriptor of the kind of `fd`, `opcode` takes a pointer to a `T`, of which the kernel reads and writes at most
 /// `size_of::<T>()` bytes (as the structure's own size field tells it), any bytes are a valid `T`, and addresses in it are
 /// good for what the kernel does with them.
 pub(crate) unsafe fn with_struct<T>(fd: BorrowedFd<'_>, opcode: Opcode, argument: &mut T) -> Result<i32, Errno> {
     // SAFETY: the pointer is valid for the call, exclusive, and of the type that the caller promises.
-    unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument: std::ptr::from_mut(argument).cast() }) }
+    unsafe { with_argument(fd, opcode, std::ptr::from_mut(argument).cast()) }
 }
 
 /// # Safety
 /// As [`with_struct`], for a structure with data behind it: the kernel reads and writes at most `argument.len()` words.
 pub(crate) unsafe fn with_words(fd: BorrowedFd<'_>, opcode: Opcode, argument: &mut [u64]) -> Result<i32, Errno> {
     // SAFETY: as above; words are aligned for every structure of these interfaces.
-    unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument: argument.as_mut_ptr().cast() }) }
+    unsafe { with_argument(fd, opcode, argument.as_mut_ptr().cast()) }
 }

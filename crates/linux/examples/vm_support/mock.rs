@@ -2,10 +2,9 @@
 //! bits, which are set by a call instead of by a device.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::raw::c_void;
 
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
+use rustix::ioctl::{Opcode, Updater, opcode};
 use towline_linux::iommufd::Iommufd;
 
 /// Where mock domains map: nothing below, nothing above.
@@ -15,6 +14,8 @@ pub const PAGE: u64 = 2048;
 
 /// `IOMMU_TEST_CMD`.
 const TEST_CMD: Opcode = opcode::none(b';', 0xa0);
+/// `IOMMU_DESTROY`.
+const DESTROY: Opcode = opcode::none(b';', 0x80);
 /// `IOMMU_HWPT_GET_DIRTY_BITMAP`, for what the library doesn't do.
 const GET_DIRTY_BITMAP: Opcode = opcode::none(b';', 0x8c);
 
@@ -39,35 +40,11 @@ struct TestCmd {
 
 const _: () = assert!(size_of::<TestCmd>() == 72);
 
-struct Call {
-    opcode: Opcode,
-    argument: *mut c_void,
-}
-
-// SAFETY: used below only, with structures that belong to the numbers.
-unsafe impl Ioctl for Call {
-    type Output = IoctlOutput;
-    const IS_MUTATING: bool = true;
-
-    fn opcode(&self) -> Opcode {
-        self.opcode
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        self.argument
-    }
-
-    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<IoctlOutput> {
-        Ok(out)
-    }
-}
-
 fn call(iommu: BorrowedFd<'_>, op: u32, id: u32, arguments: [u64; 6]) -> Result<[u64; 6], Errno> {
     let mut cmd = TestCmd { size: 72, op, id, reserved: 0, arguments, last: 0, pad: 0 };
-    let call = Call { opcode: TEST_CMD, argument: std::ptr::from_mut(&mut cmd).cast() };
     // SAFETY: the structure of this ioctl, with its size; addresses in it are good for what the operation does, as the
     // functions below see to.
-    unsafe { rustix::ioctl::ioctl(iommu, call) }?;
+    unsafe { rustix::ioctl::ioctl(iommu, Updater::<TEST_CMD, _>::new(&mut cmd)) }?;
     Ok(cmd.arguments)
 }
 
@@ -101,9 +78,8 @@ impl Drop for MockDevice<'_> {
     fn drop(&mut self) {
         // `struct iommu_destroy`; the driver's object takes the device with it.
         let mut cmd = [8u32, self.standing];
-        let call = Call { opcode: opcode::none(b';', 0x80), argument: cmd.as_mut_ptr().cast() };
         // SAFETY: the structure of this ioctl, with its size.
-        if let Err(errno) = unsafe { rustix::ioctl::ioctl(self.iommu.as_fd(), call) } {
+        if let Err(errno) = unsafe { rustix::ioctl::ioctl(self.iommu.as_fd(), Updater::<DESTROY, _>::new(&mut cmd)) } {
             println!("# IOMMU_DESTROY of a mock device: {errno}");
         }
     }
@@ -140,7 +116,6 @@ pub unsafe fn raw_get_dirty(
 ) -> Result<(), Errno> {
     // size and hwpt_id, flags and reserved, iova, length, page_size, data.
     let mut cmd = [48 | u64::from(hwpt_id) << 32, 0, iova, len, page, bitmap];
-    let call = Call { opcode: GET_DIRTY_BITMAP, argument: cmd.as_mut_ptr().cast() };
     // SAFETY: the structure of this ioctl, with its size; the caller vouches for `bitmap`.
-    unsafe { rustix::ioctl::ioctl(iommu.as_fd(), call) }.map(drop)
+    unsafe { rustix::ioctl::ioctl(iommu.as_fd(), Updater::<GET_DIRTY_BITMAP, _>::new(&mut cmd)) }
 }

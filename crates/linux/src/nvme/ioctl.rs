@@ -1,13 +1,14 @@
 //! The ioctls of an NVMe controller's character device, and their structure.
 
 use core::mem::{offset_of, size_of};
-use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
+use rustix::ioctl::{Opcode, opcode};
 use towline_nvme::admin::Data;
 use towline_nvme::command::AdminCommand;
+
+use crate::raw_ioctl::with_struct;
 
 /// `struct nvme_passthru_cmd64`.
 #[repr(C)]
@@ -76,32 +77,6 @@ impl PassthruCmd64 {
     }
 }
 
-/// `NVME_IOCTL_ADMIN64_CMD` with a structure whose data pointer lives as long as it.
-struct Admin64<'a, 'd> {
-    call: &'a mut PassthruCmd64,
-    /// Keeps the buffer borrowed, exclusively where the kernel fills it, until the call has returned.
-    _data: Data<'d>,
-}
-
-// SAFETY: the number and the structure are those of the header; `addr` and `data_len` are null or describe the borrowed data, which the
-// kernel reads or fills by bit 0 of the opcode, checked by `admin64`. The result is the return value.
-unsafe impl Ioctl for Admin64<'_, '_> {
-    type Output = IoctlOutput;
-    const IS_MUTATING: bool = true;
-
-    fn opcode(&self) -> Opcode {
-        ADMIN64_CMD
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        std::ptr::from_mut(self.call).cast()
-    }
-
-    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<IoctlOutput> {
-        Ok(out)
-    }
-}
-
 /// Sends an admin command. Returns the status field of the completion (as above the phase bit) and DW0 | DW1 << 32.
 pub(super) fn admin64(
     device: BorrowedFd<'_>,
@@ -116,9 +91,9 @@ pub(super) fn admin64(
         Data::ToHost(bytes) if !to_device => (bytes.as_mut_ptr().expose_provenance() as u64, length(bytes)?),
         _ => return Err(Errno::INVAL),
     };
-    let request = Admin64 { call: &mut call, _data: data };
-    // SAFETY: on a descriptor of another kind the number is unknown, for it has the size in it; see `Admin64` for the rest.
-    let status = unsafe { rustix::ioctl::ioctl(device, request) }?;
+    // SAFETY: on a descriptor of another kind the number is unknown, for it has the size in it. `addr` and `data_len` are null or describe
+    // `data`, borrowed until this returns, exclusively where the kernel fills it: by bit 0 of the opcode, checked above.
+    let status = unsafe { with_struct(device, ADMIN64_CMD, &mut call) }?;
     Ok((u16::try_from(status).map_err(|_| Errno::PROTO)?, call.result))
 }
 

@@ -2,10 +2,9 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::raw::c_void;
 
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
+use rustix::ioctl::Opcode;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_BIND_FLAG_TOKEN, VFIO_DEVICE_FEATURE_DMA_LOGGING_REPORT, VFIO_DEVICE_FEATURE_DMA_LOGGING_START,
     VFIO_DEVICE_FEATURE_GET, VFIO_DEVICE_FEATURE_PROBE, VFIO_DEVICE_FEATURE_SET, vfio_device_attach_iommufd_pt,
@@ -15,38 +14,13 @@ use vfio_bindings::bindings::vfio::{
 };
 
 use super::abi::{self, Feature};
-use crate::raw_ioctl::{with_struct, with_words};
-
-/// An ioctl with a number, or the pointer to a string, as its argument.
-struct Call {
-    opcode: Opcode,
-    argument: *mut c_void,
-}
-
-// SAFETY: `opcode` and `argument` are what the functions below paired, by the header; the result is the return value and
-// nothing is read through the pointer. Every call counts as mutating.
-unsafe impl Ioctl for Call {
-    type Output = IoctlOutput;
-    const IS_MUTATING: bool = true;
-
-    fn opcode(&self) -> Opcode {
-        self.opcode
-    }
-
-    fn as_ptr(&mut self) -> *mut c_void {
-        self.argument
-    }
-
-    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<IoctlOutput> {
-        Ok(out)
-    }
-}
+use crate::raw_ioctl::{with_argument, with_struct, with_words};
 
 /// # Safety
 /// On a descriptor of the kind of `fd`, `opcode` takes a number, or takes no argument.
 unsafe fn with_number(fd: BorrowedFd<'_>, opcode: Opcode, number: usize) -> Result<i32, Errno> {
     // SAFETY: by the caller's promise the kernel doesn't use the argument as a pointer.
-    unsafe { rustix::ioctl::ioctl(fd, Call { opcode, argument: std::ptr::without_provenance_mut(number) }) }
+    unsafe { with_argument(fd, opcode, std::ptr::without_provenance_mut(number)) }
 }
 
 /// The size of a structure as its `argsz`.
@@ -98,9 +72,8 @@ pub(super) fn set_container(group: BorrowedFd<'_>, container: BorrowedFd<'_>) ->
 
 /// `VFIO_GROUP_GET_DEVICE_FD`: the descriptor is the return value.
 pub(super) fn device_fd(group: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    let call = Call { opcode: abi::GROUP_GET_DEVICE_FD, argument: name.as_ptr().cast_mut().cast() };
     // SAFETY: takes a pointer to a string that ends with NUL, and only reads it.
-    let number = unsafe { rustix::ioctl::ioctl(group, call) }?;
+    let number = unsafe { with_argument(group, abi::GROUP_GET_DEVICE_FD, name.as_ptr().cast_mut().cast()) }?;
     // SAFETY: this ioctl returns a new descriptor.
     unsafe { taken(number) }.ok_or(Errno::BADF)
 }
