@@ -16,8 +16,8 @@ export interface MemoryRegion {
   /** Where in the file the range begins; a multiple of 4096. Default 0. */
   fdOffset?: bigint;
   /**
-   * Takes a descriptor that is not sealed against shrinking (`F_SEAL_SHRINK`): hugetlbfs, `/dev/shm` and plain files, which can't be
-   * sealed, and memfds that were not. Whoever can shrink such a file kills this process at its next access beyond the new end
+   * Takes a descriptor that is not sealed against shrinking (`F_SEAL_SHRINK`): `/dev/shm` and plain files, which can't be sealed, memfds
+   * that were not, and hugetlbfs with or without a seal, since an access fails there too where no huge page is left. Whoever can shrink such a file kills this process at its next access beyond the new end
    * (`SIGBUS`, which can't be caught here), and every guest that it holds. Only for files that nobody else may write. Default: false.
    */
   shrinkable?: boolean;
