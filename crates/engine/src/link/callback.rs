@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, IoSlice};
 use std::time::{Duration, Instant};
 
+use super::patience::Patience;
 use super::{Link, LinkOptions};
 use crate::cancel::Cancel;
 use crate::error::LinkError;
@@ -31,15 +32,14 @@ pub struct CallbackLink {
     source: Box<dyn ByteSource>,
     sink: Box<dyn ByteSink>,
     peer: String,
-    idle_timeout: Duration,
-    cancel: Option<Cancel>,
+    patience: Patience,
 }
 
 impl CallbackLink {
     /// A link that reads from `source` and writes to `sink`; `peer` names the peer in messages.
     #[must_use]
     pub fn new(source: Box<dyn ByteSource>, sink: Box<dyn ByteSink>, peer: String, options: &LinkOptions) -> Self {
-        Self { source, sink, peer, idle_timeout: options.idle_timeout, cancel: None }
+        Self { source, sink, peer, patience: Patience::new(options.idle_timeout) }
     }
 
     fn wait(&self, since: Instant, attempted: &'static str, error: io::Error) -> Result<(), LinkError> {
@@ -50,20 +50,7 @@ impl CallbackLink {
             }
             _ => return Err(LinkError::Io { peer: self.peer.clone(), attempted, source: error }),
         }
-        self.check_cancel()?;
-        let idle = since.elapsed();
-        if idle >= self.idle_timeout {
-            let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
-            return Err(LinkError::Idle { peer: self.peer.clone(), attempted, idle_ms });
-        }
-        Ok(())
-    }
-
-    fn check_cancel(&self) -> Result<(), LinkError> {
-        match &self.cancel {
-            Some(cancel) if cancel.is_cancelled() => Err(LinkError::Cancelled),
-            _ => Ok(()),
-        }
+        self.patience.check_wait(&self.peer, since, attempted)
     }
 }
 
@@ -74,7 +61,7 @@ impl Link for CallbackLink {
         }
         let since = Instant::now();
         loop {
-            self.check_cancel()?;
+            self.patience.check_cancel()?;
             match self.source.read(out) {
                 Ok(0) => return Err(LinkError::Closed { peer: self.peer.clone() }),
                 // A callback that claims more than it was given room for is not believed.
@@ -94,7 +81,7 @@ impl Link for CallbackLink {
             let mut rest: &[u8] = buf;
             let mut since = Instant::now();
             while !rest.is_empty() {
-                self.check_cancel()?;
+                self.patience.check_cancel()?;
                 match self.sink.write(rest) {
                     Ok(0) => return Err(LinkError::Closed { peer: self.peer.clone() }),
                     Ok(n) => {
@@ -116,19 +103,19 @@ impl Link for CallbackLink {
     }
 
     fn arm(&mut self, cancel: &Cancel) {
-        self.cancel = Some(cancel.clone());
+        self.patience.cancel = Some(cancel.clone());
     }
 
     fn disarm(&mut self) {
-        self.cancel = None;
+        self.patience.cancel = None;
     }
 
     fn idle_timeout(&self) -> Duration {
-        self.idle_timeout
+        self.patience.idle_timeout
     }
 
     fn set_idle_timeout(&mut self, timeout: Duration) {
-        self.idle_timeout = timeout;
+        self.patience.idle_timeout = timeout;
     }
 
     fn peer(&self) -> &str {

@@ -6,6 +6,7 @@
 mod address;
 mod callback;
 mod listen;
+mod patience;
 mod socket;
 
 use std::io::IoSlice;

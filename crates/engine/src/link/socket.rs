@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use super::patience::Patience;
 use super::{Address, Link, LinkOptions, SLICE};
 use crate::cancel::{Cancel, Wake};
 use crate::error::LinkError;
@@ -79,8 +80,7 @@ impl Wake for Waker {
 pub struct SocketLink {
     socket: Arc<Socket>,
     peer: String,
-    idle_timeout: Duration,
-    cancel: Option<Cancel>,
+    patience: Patience,
 }
 
 impl SocketLink {
@@ -116,24 +116,7 @@ impl SocketLink {
             attempted: "set socket options",
             source,
         })?;
-        Ok(Self { socket: Arc::new(socket), peer, idle_timeout: options.idle_timeout, cancel: None })
-    }
-
-    fn check_wait(&self, since: Instant, attempted: &'static str) -> Result<(), LinkError> {
-        self.check_cancel()?;
-        let idle = since.elapsed();
-        if idle >= self.idle_timeout {
-            let idle_ms = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
-            return Err(LinkError::Idle { peer: self.peer.clone(), attempted, idle_ms });
-        }
-        Ok(())
-    }
-
-    fn check_cancel(&self) -> Result<(), LinkError> {
-        match &self.cancel {
-            Some(cancel) if cancel.is_cancelled() => Err(LinkError::Cancelled),
-            _ => Ok(()),
-        }
+        Ok(Self { socket: Arc::new(socket), peer, patience: Patience::new(options.idle_timeout) })
     }
 
     fn failed(&self, attempted: &'static str, source: io::Error) -> LinkError {
@@ -156,13 +139,13 @@ impl Link for SocketLink {
             match self.socket.read(out) {
                 // Cancelling shuts the reading half down, which looks like an end.
                 Ok(0) => {
-                    self.check_cancel()?;
+                    self.patience.check_cancel()?;
                     return Err(LinkError::Closed { peer: self.peer.clone() });
                 }
                 Ok(n) => return Ok(n),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::TimedOut => {
-                    self.check_wait(since, "reading")?;
+                    self.patience.check_wait(&self.peer, since, "reading")?;
                 }
                 Err(e) => return Err(self.failed("read", e)),
             }
@@ -174,7 +157,7 @@ impl Link for SocketLink {
         // Drops empty slices at the front, so that an empty write isn't taken for a closed peer.
         IoSlice::advance_slices(&mut bufs, 0);
         while !bufs.is_empty() {
-            self.check_cancel()?;
+            self.patience.check_cancel()?;
             // At most IOV_MAX (1024) slices are taken by one call; the rest follows in the next.
             match self.socket.write_vectored(bufs.get(..1024).unwrap_or(bufs)) {
                 Ok(0) => return Err(LinkError::Closed { peer: self.peer.clone() }),
@@ -184,7 +167,7 @@ impl Link for SocketLink {
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::TimedOut => {
-                    self.check_wait(since, "writing")?;
+                    self.patience.check_wait(&self.peer, since, "writing")?;
                 }
                 Err(e) => return Err(self.failed("write", e)),
             }
@@ -193,20 +176,20 @@ impl Link for SocketLink {
     }
 
     fn arm(&mut self, cancel: &Cancel) {
-        self.cancel = Some(cancel.clone());
+        self.patience.cancel = Some(cancel.clone());
         cancel.register(Arc::new(Waker(Arc::downgrade(&self.socket))));
     }
 
     fn disarm(&mut self) {
-        self.cancel = None;
+        self.patience.cancel = None;
     }
 
     fn idle_timeout(&self) -> Duration {
-        self.idle_timeout
+        self.patience.idle_timeout
     }
 
     fn set_idle_timeout(&mut self, timeout: Duration) {
-        self.idle_timeout = timeout;
+        self.patience.idle_timeout = timeout;
     }
 
     fn peer(&self) -> &str {
