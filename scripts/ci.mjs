@@ -1,33 +1,36 @@
 // Every suite, the slow ones too. `node scripts/ci.mjs [NAME…]` runs only those. Ends with one line of counts that
-// sums what each suite really ran; a suite that crashes, or runs nothing, is a failure.
+// sums what each suite really ran; a suite that crashes, or runs nothing, is a failure. What the suites print is in
+// target/ci-logs; here is a line when one begins and ends, and what of it explains its failures.
+import { mkdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
+import { failureLines } from './lib/failures.mjs';
 import { root, run } from './lib/process.mjs';
 import { closingLines, exitCode, noCounts, parseCargo, parseTally, sum } from './lib/results.mjs';
 
 /**
- * @param {string} name
- * @param {string} command
- * @param {readonly string[]} args
+ * Runs one program of a suite, its output going to the suite's log.
+ * @typedef {(command: string, args: readonly string[], options?: import('./lib/process.mjs').RunOptions) => ReturnType<typeof run>} Start
  */
-async function tally(name, command, args) {
-  const { code, stdout } = await run(command, args);
-  return parseTally(stdout, code, name);
-}
 
-/**
- * A suite whose exit code is its only result: one check.
- * @param {string} name
- * @param {string} command
- */
-async function oneCheck(name, command) {
-  const { code } = await run(command, []);
+/** @param {string} title @param {string} command @param {...string} args @returns {Suite} */
+const tally =
+  (title, command, ...args) =>
+  async (start) => {
+    const { code, stdout } = await start(command, args);
+    return parseTally(stdout, code, title);
+  };
+
+/** A suite whose exit code is its only result: one check. @param {string} title @param {string} command @returns {Suite} */
+const oneCheck = (title, command) => async (start) => {
+  const { code } = await start(command, []);
   return code === 0
     ? { ...noCounts(), passed: 1 }
-    : { ...noCounts(), failed: 1, problems: [`${name} (exit code ${code})`] };
-}
+    : { ...noCounts(), failed: 1, problems: [`${title} (exit code ${code})`] };
+};
 
-async function loom() {
+/** @type {Suite} */
+async function loom(start) {
   // loom replaces the atomics of the whole crate, so it has a target folder of its own.
   const env = {
     ...process.env,
@@ -35,31 +38,34 @@ async function loom() {
     CARGO_TARGET_DIR: join(process.env['CARGO_TARGET_DIR'] ?? join(root, 'target'), 'loom'),
   };
   const args = ['test', '--locked', '--release', '-p', 'towline-core', '--test', 'loom_dirty'];
-  const { code, stdout } = await run('cargo', args, { env });
+  const { code, stdout } = await start('cargo', args, { env });
   return parseCargo(stdout, code);
 }
 
-/** A machine that can't do it skips every row; then nothing ran and that is no failure. A slow one skips what would come late. */
-async function kernel() {
-  const { code, stdout } = await run('node', ['scripts/test-kernel.mjs', '--minutes', '28']);
+/** A machine that can't do it skips every row; then nothing ran and that is no failure. A slow one skips what would come late. @type {Suite} */
+async function kernel(start) {
+  const { code, stdout } = await start('node', ['scripts/test-kernel.mjs', '--minutes', '28']);
   const isSkipped =
     code === 0 && /^0 passed, 0 failed, [1-9]\d* skipped$/.test(stdout.trimEnd().split('\n').at(-1) ?? '');
   const counts = parseTally(stdout, code, 'the kernel tests');
   return isSkipped ? { ...noCounts(), skipped: counts.skipped, skips: counts.skips } : counts;
 }
 
-/** @type {Record<string, () => Promise<import('./lib/results.mjs').Counts>>} */
+/**
+ * @typedef {(start: Start) => Promise<import('./lib/results.mjs').Counts>} Suite
+ * @type {Record<string, Suite>}
+ */
 const suites = {
-  test: () => tally('npm test', 'npm', ['test']),
-  lint: () => tally('npm run lint', 'npm', ['run', 'lint']),
-  docs: () => tally('npm run docs', 'npm', ['run', 'docs']),
-  demo: () => tally('the demo', 'node', ['scripts/test-demo.mjs']),
-  package: () => tally('the packages', 'node', ['scripts/test-package.mjs']),
-  node22: () => tally('Node 22', 'node', ['scripts/test-node.mjs', '22']),
-  node24: () => tally('Node 24', 'node', ['scripts/test-node.mjs', '24']),
+  test: tally('npm test', 'npm', 'test'),
+  lint: tally('npm run lint', 'npm', 'run', 'lint'),
+  docs: tally('npm run docs', 'npm', 'run', 'docs'),
+  demo: tally('the demo', 'node', 'scripts/test-demo.mjs'),
+  package: tally('the packages', 'node', 'scripts/test-package.mjs'),
+  node22: tally('Node 22', 'node', 'scripts/test-node.mjs', '22'),
+  node24: tally('Node 24', 'node', 'scripts/test-node.mjs', '24'),
   loom,
-  wasm: () => oneCheck('crates/core for wasm32', 'scripts/build-wasm.sh'),
-  bench: () => tally('the benchmarks', 'node', ['scripts/test-bench.mjs']),
+  wasm: oneCheck('crates/core for wasm32', 'scripts/build-wasm.sh'),
+  bench: tally('the benchmarks', 'node', 'scripts/test-bench.mjs'),
   // Real kernels under QEMU: some 25 minutes, and 8 more when their root file system is built.
   kernel,
 };
@@ -71,21 +77,33 @@ if (unknown !== undefined) {
   process.exit(2);
 }
 
+/** What each suite printed, stdout and stderr. */
+const logs = join(root, 'target', 'ci-logs');
+mkdirSync(logs, { recursive: true });
+
 let total = noCounts();
 /** @type {string[]} */
 const summary = [];
+/** @type {string[]} */
+const explained = [];
 for (const [name, suite] of Object.entries(suites)) {
   if (wanted.length > 0 && !wanted.includes(name)) continue;
-  process.stdout.write(`\n==== ${name}\n`);
-  const start = performance.now();
-  const counts = await suite();
-  const seconds = ((performance.now() - start) / 1000).toFixed(1);
-  summary.push(
-    `${name.padEnd(8)} ${seconds.padStart(7)} s  ${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`,
-  );
+  const log = join(logs, `${name}.log`);
+  const began = performance.now();
+  const seconds = () => `${((performance.now() - began) / 1000).toFixed(0)} s`;
+  process.stdout.write(`==== ${name}\n`);
+  // Not silent for long: some runners take that for the end.
+  const alive = setInterval(() => process.stdout.write(`     ${name}: ${seconds()}\n`), 60_000);
+  const counts = await suite((command, args, options) => run(command, args, { ...options, echo: 'hide', log }));
+  clearInterval(alive);
+  const line = `${name.padEnd(8)} ${seconds().padStart(6)}  ${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`;
+  process.stdout.write(`${line}\n`);
+  summary.push(line);
+  if (counts.failed > 0) explained.push(`---- ${name}, from ${log}`, ...failureLines(readFileSync(log, 'utf8')));
   counts.problems = counts.problems.map((problem) => `${name}: ${problem}`);
   counts.skips = counts.skips.map((skip) => `${name}: ${skip}`);
   total = sum(total, counts);
 }
+if (explained.length > 0) process.stdout.write(`\n==== failures\n${explained.join('\n')}\n`);
 process.stdout.write(`\n==== in all\n${summary.join('\n')}\n${closingLines(total)}`);
 process.exitCode = exitCode(total);
