@@ -2,22 +2,27 @@
 // root and apt, and some 8 minutes more when it runs for the first time; see test/kernel/README.md. Where something is missing it
 // is skipped, with the reason.
 //
-//   npm run test:kernel -- [--smoke] [--only NAME]… [--kernel built|debian] [--json] [--require] [--jobs N] [--minutes N]
+//   npm run test:kernel -- [--smoke] [--only NAME]… [--kernel built|debian] [--json] [--require] [--verbose] [--jobs N] [--minutes N]
 //
 // --only takes names of suites and of machines. --require: to be skipped counts as a failure. --json prints a line for each row of
 // the table and nothing else on stdout. --minutes: guests that would boot later than that after the first one are skipped, and say so.
-import { mkdir, writeFile } from 'node:fs/promises';
+// --verbose: shows the guests' consoles as they come, as it does on a terminal; otherwise a line as each suite begins and ends. What
+// the failed ones said stands after the table in any case.
+import { createWriteStream } from 'node:fs';
+import { mkdir } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
+import { isatty } from 'node:tty';
 import { parseArgs } from 'node:util';
 
 import { machines, suites } from '../test/kernel/suites.mjs';
 import { buildNative } from './build-native.mjs';
 import { buildTs } from './build-ts.mjs';
 import { lost, parseGuestConsole, reached } from './lib/guest-console.mjs';
+import { endLines, failureLines, lineByLine, progress } from './lib/guest-report.mjs';
 import { fillRunFolder, guestCommand, guestRoot, runGuest, startHost, withRunFolder } from './lib/guest.mjs';
 import { bootSeconds, planBoots, rolesOf, stepName } from './lib/kernel-plan.mjs';
-import { jsonLine, table, total } from './lib/kernel-rows.mjs';
+import { failures, jsonLine, table, total } from './lib/kernel-rows.mjs';
 import { root, run } from './lib/process.mjs';
 import { closingLines, exitCode, noCounts, sum } from './lib/results.mjs';
 
@@ -35,6 +40,7 @@ const { values: options } = parseArgs({
     smoke: { type: 'boolean', default: false },
     json: { type: 'boolean', default: false },
     require: { type: 'boolean', default: false },
+    verbose: { type: 'boolean', default: isatty(2) },
     only: { type: 'string', multiple: true, default: [] },
     kernel: { type: 'string' },
     jobs: { type: 'string', default: String(Math.min(2, availableParallelism())) },
@@ -80,13 +86,23 @@ async function build() {
   return undefined;
 }
 
-/** Lines to stderr as they come, with the name of their guest. @param {string} name */
-function teller(name) {
-  let rest = '';
-  return (/** @type {string} */ text) => {
-    const lines = (rest + text.replaceAll('\r', '')).split('\n');
-    rest = lines.pop() ?? '';
-    for (const line of lines) if (line.trim() !== '') process.stderr.write(`${name}: ${line}\n`);
+/** A line to stderr, with the name of whose it is. @param {string} name @returns {(line: string) => void} */
+const teller = (name) => (line) => process.stderr.write(`${name}: ${line}\n`);
+
+/**
+ * Keeps what comes in a file of its own, also where this process is ended half-way, and tells of it.
+ * @param {string} file
+ * @param {(line: string) => void} tell
+ */
+function keeper(file, tell) {
+  const stream = createWriteStream(join(logs, file));
+  const heard = lineByLine(tell);
+  return {
+    heard: (/** @type {string} */ text) => {
+      stream.write(text);
+      heard(text);
+    },
+    close: () => new Promise((resolve) => stream.end(() => resolve(undefined))),
   };
 }
 
@@ -99,22 +115,34 @@ async function attempt(guestRootPath, boot) {
   return withRunFolder(async (folder) => {
     await fillRunFolder(folder, boot);
     const { host } = boot.machine;
-    const program = host === undefined ? undefined : await startHost(host, folder, teller(`${boot.name} host`));
+    let said = '';
+    const listen = host === undefined ? undefined : keeper(`${boot.name}.host`, teller(`${boot.name} host`));
+    const hear = (/** @type {string} */ text) => {
+      said += text;
+      listen?.heard(text);
+    };
+    const program = host === undefined ? undefined : await startHost(host, folder, hear);
     const abort = new AbortController();
     const guests = await Promise.all(
       rolesOf(boot.machine).map(async (role) => {
         const name = role === 'alone' ? boot.name : `${boot.name}-${role}`;
         const command = guestCommand(guestRootPath, folder, boot, role);
-        const guest = await runGuest(command, bootSeconds(boot), teller(name), abort.signal);
+        const tell = teller(name);
+        const { heard, close } = keeper(`${name}.console`, options.verbose ? tell : progress(tell));
+        const guest = await runGuest(command, bootSeconds(boot), heard, abort.signal);
+        await close();
         if (guest.problem !== undefined) process.stderr.write(`${name}: ${guest.problem}\n`);
         // The other one of a pair would wait for it.
         if (!reached(guest.console).done) setTimeout(() => abort.abort(), 10_000).unref();
-        await writeFile(join(logs, `${name}.console`), guest.console);
         await run('cp', [join(folder, `kernel-${role}.log`), join(logs, `${name}.dmesg`)], { echo: 'hide' });
-        return guest;
+        return { ...guest, name };
       }),
     );
-    return { guests, hostProblem: await program?.stop() };
+    const hostProblem = await program?.stop();
+    await listen?.close();
+    const consoles = guests.map((guest) => ({ guest: guest.name, lines: endLines(guest.console) }));
+    if (hostProblem !== undefined) consoles.push({ guest: 'outside', lines: endLines(said) });
+    return { guests, hostProblem, consoles };
   });
 }
 
@@ -126,25 +154,32 @@ async function attempt(guestRootPath, boot) {
  */
 async function rowsOf(guestRootPath, boot) {
   const start = performance.now();
-  let { guests, hostProblem } = await attempt(guestRootPath, boot);
+  process.stderr.write(`${boot.name}: boots\n`);
+  let { guests, hostProblem, consoles: ends } = await attempt(guestRootPath, boot);
   if (guests.some(({ console }) => !reached(console).booted)) {
     process.stderr.write(`${boot.name}: a guest did not come as far as its suites; once more\n`);
-    ({ guests, hostProblem } = await attempt(guestRootPath, boot));
+    ({ guests, hostProblem, consoles: ends } = await attempt(guestRootPath, boot));
   }
   const names = boot.suites.map(stepName);
   const results = guests.map(({ console }) => parseGuestConsole(console, names));
   /** @type {Row[]} */
   const rows = boot.suites.map(({ path, oracle }, n) => {
-    const counts = results.map(({ suites: all }) => all.get(names[n] ?? '') ?? lost('it has no result'));
-    return { path, oracle, kernel: boot.kernel, counts: sum(...counts) };
+    const name = names[n] ?? '';
+    const counts = results.map(({ suites: all }) => all.get(name) ?? lost('it has no result'));
+    const failed = guests.filter((_, at) => (counts[at]?.failed ?? 1) > 0);
+    const consoles = failed.map((guest) => ({ guest: guest.name, lines: failureLines(guest.console, name) }));
+    return { path, oracle, kernel: boot.kernel, counts: sum(...counts), consoles };
   });
   // What QEMU does after a guest has said everything and gone off is told above, and takes nothing away from what was said.
-  const ends = guests.map(({ console, problem }) => (reached(console).done ? undefined : problem));
-  const problems = [...ends, hostProblem].filter((problem) => problem !== undefined);
+  const deaths = guests.map(({ console, problem }) => (reached(console).done ? undefined : problem));
+  const problems = [...deaths, hostProblem].filter((problem) => problem !== undefined);
   const counts = sum(...results.map((result) => result.boot), ...problems.map(lost));
   const seconds = ((performance.now() - start) / 1000).toFixed(0);
   process.stderr.write(`${boot.name}: ${seconds} s\n`);
-  return [...rows, { path: `guest ${boot.name}`, oracle: "the kernel's log", kernel: boot.kernel, counts }];
+  return [
+    ...rows,
+    { path: `guest ${boot.name}`, oracle: "the kernel's log", kernel: boot.kernel, counts, consoles: ends },
+  ];
 }
 
 /** Boots up to `jobs` guests at once; a pair of guests is alone. @param {string} guestRootPath @returns {Promise<Row[]>} */
@@ -185,7 +220,9 @@ async function allSuites() {
 
 const rows = await allSuites();
 const counts = total(rows);
-if (options.json) process.stdout.write(rows.map(jsonLine).join(''));
-else process.stdout.write(`\n${table(rows)}\n${closingLines(counts)}`);
+if (options.json) {
+  process.stderr.write(failures(rows));
+  process.stdout.write(rows.map(jsonLine).join(''));
+} else process.stdout.write(`\n${table(rows)}${failures(rows)}\n${closingLines(counts)}`);
 const isSkipped = counts.skipped === rows.length && counts.failed + counts.passed === 0;
 process.exitCode = isSkipped && !options.require ? 0 : exitCode(counts);

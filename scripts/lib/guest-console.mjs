@@ -19,10 +19,10 @@ const kernelMessage = /^([^\n]*?)(?:<\d>)?\[ *\d+\.\d{6}\] [^\n]*\n/gm;
 const withoutMessage = (line, before) => (before.startsWith('#') ? line : before);
 
 /** What the guest's script prints around the suites; another line with our name comes from one of them. */
-const marker = /^towline: (?:suite|exit|kernel|complaints|done)\b/;
+export const marker = /^towline: (?:suite|exit|kernel|complaints|done)\b/;
 
-/** @param {string} console */
-const linesOf = (console) => console.replaceAll('\r', '').replaceAll(kernelMessage, withoutMessage).split('\n');
+/** Without the kernel's messages. @param {string} console */
+export const linesOf = (console) => console.replaceAll('\r', '').replaceAll(kernelMessage, withoutMessage).split('\n');
 
 /** The last thing that was printed, for a message. @param {readonly string[]} lines */
 const lastOf = (lines) => lines.findLast((line) => line.trim() !== '')?.trim() ?? 'nothing';

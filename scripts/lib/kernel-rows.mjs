@@ -2,7 +2,12 @@ import { noCounts, sum } from './results.mjs';
 
 /**
  * @typedef {import('./results.mjs').Counts} Counts
- * @typedef {{ path: string, kernel: string, oracle: string, counts: Counts }} Row
+ * @typedef {object} Row
+ * @property {string} path
+ * @property {string} kernel
+ * @property {string} oracle
+ * @property {Counts} counts
+ * @property {readonly { guest: string, lines: readonly string[] }[]} [consoles] What the guests said of it, where it failed.
  */
 
 /** Counts of all rows; what they tell is told with the row. @param {readonly Row[]} rows */
@@ -38,3 +43,17 @@ export function table(rows) {
       .trimEnd();
   return `${[head, ...cells].map(line).join('\n')}\n`;
 }
+
+/**
+ * What the guests said of the rows that failed. Every line of theirs is set in, so that none looks like one of the script's own.
+ * @param {readonly Row[]} rows
+ */
+export const failures = (rows) =>
+  rows
+    .filter(({ counts }) => counts.failed > 0)
+    .flatMap(({ path, kernel, counts, consoles = [] }) => [
+      `\n==== failed: ${path} (${kernel})\n`,
+      ...counts.problems.map((problem) => `  ${problem.replaceAll('\n', '\n  ')}\n`),
+      ...consoles.flatMap(({ guest, lines }) => [`  ---- ${guest}\n`, ...lines.map((line) => `  | ${line}\n`)]),
+    ])
+    .join('');
