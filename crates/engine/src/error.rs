@@ -242,6 +242,14 @@ pub enum LinkError {
         /// What is wrong with it and what would be right.
         what: String,
     },
+    /// File descriptors could not be passed, or the peer passed some that it must not.
+    #[error("{peer}: file descriptors: {what}")]
+    Descriptors {
+        /// The peer.
+        peer: String,
+        /// What is wrong.
+        what: String,
+    },
     /// The caller cancelled.
     #[error("cancelled by the caller")]
     Cancelled,
@@ -257,6 +265,7 @@ impl LinkError {
             Self::Idle { .. } => "ERR_TOWLINE_LINK_IDLE",
             Self::Timeout { .. } => "ERR_TOWLINE_LINK_TIMEOUT",
             Self::Address { .. } => "ERR_TOWLINE_ADDRESS",
+            Self::Descriptors { .. } => "ERR_TOWLINE_PROTOCOL",
             Self::Cancelled => "ERR_TOWLINE_CANCELLED",
         }
     }

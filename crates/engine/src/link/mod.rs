@@ -5,15 +5,18 @@
 
 mod address;
 mod callback;
+mod descriptors;
 mod listen;
 mod patience;
 mod socket;
 
 use std::io::IoSlice;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 pub use address::Address;
 pub use callback::{ByteSink, ByteSource, CallbackLink};
+pub use descriptors::MAX_DESCRIPTORS_PER_WRITE;
 pub use listen::Listener;
 pub use socket::{SocketLink, connect};
 
@@ -48,6 +51,40 @@ pub trait Link: Send {
 
     /// The peer, for messages.
     fn peer(&self) -> &str;
+
+    /// Why no file descriptors can be passed over this link; `None` where they can.
+    fn why_no_descriptors(&self) -> Option<String> {
+        Some(format!("{} is no UNIX socket of this process", self.peer()))
+    }
+
+    /// As [`Link::write_all`], with `descriptors` beside the first byte of `bufs`, which is not empty. They stay the caller's. At most
+    /// [`MAX_DESCRIPTORS_PER_WRITE`].
+    ///
+    /// # Errors
+    /// As [`Link::write_all`], and [`LinkError::Descriptors`] where there are too many, or [`Link::why_no_descriptors`] says why not.
+    fn write_all_with(&mut self, bufs: &mut [IoSlice<'_>], descriptors: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        if descriptors.is_empty() {
+            return self.write_all(bufs);
+        }
+        let what = self.why_no_descriptors().unwrap_or_else(|| "this kind of link passes none".into());
+        Err(LinkError::Descriptors { peer: self.peer().to_owned(), what })
+    }
+
+    /// From here on at most `most` descriptors are held that nobody has taken; a peer that sends more breaks the protocol, and a read
+    /// fails. Without this call none are.
+    fn expect_descriptors(&mut self, most: usize) {
+        let _ = most;
+    }
+
+    /// How many descriptors came that nobody has taken.
+    fn descriptors_held(&self) -> usize {
+        0
+    }
+
+    /// Takes the descriptors that came with what was read so far, in their order.
+    fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        Vec::new()
+    }
 }
 
 /// How a link behaves.

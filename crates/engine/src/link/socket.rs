@@ -2,13 +2,14 @@
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
+use super::descriptors::{self, MAX_DESCRIPTORS_PER_WRITE};
 use super::patience::Patience;
 use super::{Address, Link, LinkOptions, SLICE};
 use crate::cancel::{Cancel, Wake};
@@ -20,17 +21,18 @@ enum Socket {
 }
 
 impl Socket {
-    fn read(&self, out: &mut [u8]) -> io::Result<usize> {
+    fn read(&self, out: &mut [u8], held: &mut Vec<OwnedFd>, room: usize) -> io::Result<descriptors::Read> {
         match self {
-            Self::Tcp(s) => (&*s).read(out),
-            Self::Unix(s) => (&*s).read(out),
+            Self::Tcp(s) => (&*s).read(out).map(descriptors::Read::Bytes),
+            Self::Unix(s) => descriptors::read(s, out, held, room),
         }
     }
 
-    fn write_vectored(&self, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    fn write_vectored(&self, bufs: &[IoSlice<'_>], with: &[BorrowedFd<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(s) => (&*s).write_vectored(bufs),
-            Self::Unix(s) => (&*s).write_vectored(bufs),
+            Self::Unix(s) if with.is_empty() => (&*s).write_vectored(bufs),
+            Self::Unix(s) => descriptors::write(s, bufs, with),
         }
     }
 
@@ -81,6 +83,9 @@ pub struct SocketLink {
     socket: Arc<Socket>,
     peer: String,
     patience: Patience,
+    /// Descriptors that came and were not taken, at most `room`.
+    held: Vec<OwnedFd>,
+    room: usize,
 }
 
 impl SocketLink {
@@ -116,7 +121,8 @@ impl SocketLink {
             attempted: "set socket options",
             source,
         })?;
-        Ok(Self { socket: Arc::new(socket), peer, patience: Patience::new(options.idle_timeout) })
+        let patience = Patience::new(options.idle_timeout);
+        Ok(Self { socket: Arc::new(socket), peer, patience, held: Vec::new(), room: 0 })
     }
 
     fn failed(&self, attempted: &'static str, source: io::Error) -> LinkError {
@@ -136,13 +142,20 @@ impl Link for SocketLink {
         }
         let since = Instant::now();
         loop {
-            match self.socket.read(out) {
+            match self.socket.read(out, &mut self.held, self.room) {
                 // Cancelling shuts the reading half down, which looks like an end.
-                Ok(0) => {
+                Ok(descriptors::Read::Bytes(0)) => {
                     self.patience.check_cancel()?;
                     return Err(LinkError::Closed { peer: self.peer.clone() });
                 }
-                Ok(n) => return Ok(n),
+                Ok(descriptors::Read::Bytes(n)) => return Ok(n),
+                Ok(descriptors::Read::TooMany) => {
+                    let what = format!(
+                        "more of them came than the {} that were expected, or than this process may have open",
+                        self.room
+                    );
+                    return Err(LinkError::Descriptors { peer: self.peer.clone(), what });
+                }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::TimedOut => {
                     self.patience.check_wait(&self.peer, since, "reading")?;
@@ -152,17 +165,38 @@ impl Link for SocketLink {
         }
     }
 
-    fn write_all(&mut self, mut bufs: &mut [IoSlice<'_>]) -> Result<(), LinkError> {
+    fn write_all(&mut self, bufs: &mut [IoSlice<'_>]) -> Result<(), LinkError> {
+        self.write_all_with(bufs, &[])
+    }
+
+    fn write_all_with(
+        &mut self,
+        mut bufs: &mut [IoSlice<'_>],
+        mut descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), LinkError> {
+        if !descriptors.is_empty() {
+            let what = match self.why_no_descriptors() {
+                None if descriptors.len() > MAX_DESCRIPTORS_PER_WRITE => {
+                    Some(format!("at most {MAX_DESCRIPTORS_PER_WRITE} go at once, these are {}", descriptors.len()))
+                }
+                other => other,
+            };
+            if let Some(what) = what {
+                return Err(LinkError::Descriptors { peer: self.peer.clone(), what });
+            }
+        }
         let mut since = Instant::now();
         // Drops empty slices at the front, so that an empty write isn't taken for a closed peer.
         IoSlice::advance_slices(&mut bufs, 0);
         while !bufs.is_empty() {
             self.patience.check_cancel()?;
             // At most IOV_MAX (1024) slices are taken by one call; the rest follows in the next.
-            match self.socket.write_vectored(bufs.get(..1024).unwrap_or(bufs)) {
+            match self.socket.write_vectored(bufs.get(..1024).unwrap_or(bufs), descriptors) {
                 Ok(0) => return Err(LinkError::Closed { peer: self.peer.clone() }),
                 Ok(n) => {
                     IoSlice::advance_slices(&mut bufs, n);
+                    // They have left with the first byte.
+                    descriptors = &[];
                     since = Instant::now();
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -194,6 +228,25 @@ impl Link for SocketLink {
 
     fn peer(&self) -> &str {
         &self.peer
+    }
+
+    fn why_no_descriptors(&self) -> Option<String> {
+        match self.socket.as_ref() {
+            Socket::Tcp(_) => Some(format!("{} is no UNIX socket", self.peer)),
+            Socket::Unix(socket) => descriptors::why_not(socket),
+        }
+    }
+
+    fn expect_descriptors(&mut self, most: usize) {
+        self.room = most;
+    }
+
+    fn descriptors_held(&self) -> usize {
+        self.held.len()
+    }
+
+    fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        std::mem::take(&mut self.held)
     }
 }
 
