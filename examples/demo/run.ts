@@ -7,9 +7,9 @@ import { memfd } from 'towline/rehearsal';
 import type { MigrationEvent, MigrationReport } from 'towline';
 import { HostProcess } from './child.js';
 import type { Kind, NamespaceFile, Scale } from './protocol.js';
-import { Relay } from './relay.js';
+import { Relay } from '../shared/relay.js';
 import type { Sabotage } from './sabotage.js';
-import { WitnessProcess, type Finding } from './witness-process.js';
+import { WitnessProcess, type Finding } from '../shared/witness-process.js';
 
 /** One line of `--json`: what was moved, what the witness found, what it took. Times in milliseconds. */
 export interface DemoLine {

@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { PHASES, type JournalSession } from '#towline/index.js';
 import { memfd } from '#towline/rehearsal/index.js';
 import { ServeClient } from '#towline/serve/client.js';
-import { WitnessProcess, type Finding } from '../../dist-examples/demo/witness-process.js';
+import { WitnessProcess, type Finding } from '../../dist-examples/shared/witness-process.js';
 import { limited } from './limited.js';
 import type { FromServing, ToServing } from './serving.js';
 

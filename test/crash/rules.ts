@@ -2,7 +2,7 @@
  * The rules of the handoff, judged by facts alone (docs/guides/crash-safety.md). Pure: what broke is not known here.
  */
 import type { JournalSession } from '#towline/index.js';
-import type { Finding } from '../../dist-examples/demo/witness-process.js';
+import type { Finding } from '../../dist-examples/shared/witness-process.js';
 
 /** What was found at one side after everybody recovered. */
 export interface SideFacts {

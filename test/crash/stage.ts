@@ -4,9 +4,9 @@ import { closeSync, constants, mkdtempSync, openSync, readSync, rmSync, writeSyn
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { memfd } from '#towline/rehearsal/index.js';
-import { inspectBlock, UNIT_BYTES } from '../../dist-examples/demo/block.js';
+import { inspectBlock, UNIT_BYTES } from '../../dist-examples/shared/block.js';
 import type { NamespaceFile } from '../../dist-examples/demo/protocol.js';
-import { WitnessProcess } from '../../dist-examples/demo/witness-process.js';
+import { WitnessProcess } from '../../dist-examples/shared/witness-process.js';
 import { HolderProcess } from './holder-process.js';
 import { MEMORY_BYTES, NAMESPACE_BYTES } from './protocol.js';
 

@@ -1,6 +1,6 @@
 import test from 'ava';
-import { crc32c, inspectBlock, UNIT_BYTES } from '../../dist-examples/demo/block.js';
-import { BLANK, parseLog, RECORD_BYTES } from '../../dist-examples/demo/record.js';
+import { crc32c, inspectBlock, UNIT_BYTES } from '../../dist-examples/shared/block.js';
+import { BLANK, parseLog, RECORD_BYTES } from '../../dist-examples/shared/record.js';
 
 /** A block as the tenant makes it, written down once more. */
 function block(unit: number, seq: number, epoch: number): Buffer {

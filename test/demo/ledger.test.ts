@@ -1,6 +1,6 @@
 import test from 'ava';
-import { Ledger, mergeLogs, type Hold, type Verdict } from '../../dist-examples/demo/ledger.js';
-import { BLANK, type Content, type LogRecord } from '../../dist-examples/demo/record.js';
+import { Ledger, mergeLogs, type Hold, type Verdict } from '../../dist-examples/shared/ledger.js';
+import { BLANK, type Content, type LogRecord } from '../../dist-examples/shared/record.js';
 
 /** One tenant whose device and disk obey, until a test breaks something. Time goes on by a millisecond a record. */
 class World {

@@ -4,7 +4,7 @@ import { closeSync, constants, mkdtempSync, openSync, rmSync, writeFileSync, wri
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { crc32c, UNIT_BYTES } from '../../dist-examples/demo/block.js';
+import { crc32c, UNIT_BYTES } from '../../dist-examples/shared/block.js';
 
 const PAGES = 1500;
 
@@ -39,7 +39,7 @@ class Stage {
     writeFileSync(this.disk, Buffer.alloc(8 * UNIT_BYTES));
     this.memories = [file('a', pages[0]), file('b', pages[1])];
     this.logs = [fifo('log-a'), fifo('log-b')];
-    const witness = fileURLToPath(new URL('../../dist-examples/demo/witness.js', import.meta.url));
+    const witness = fileURLToPath(new URL('../../dist-examples/shared/witness.js', import.meta.url));
     this.child = fork(witness, [this.disk], {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc', ...this.memories, ...this.logs],
       execArgv: [],
