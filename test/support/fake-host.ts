@@ -156,6 +156,10 @@ export class FakeHost implements HostPort {
     return structuredClone(this.kernelFacts);
   }
 
+  async pciFunction(address: string): Promise<PciFunction | null> {
+    return (await this.pci()).find((f) => f.address === address) ?? null;
+  }
+
   async pci(): Promise<readonly PciFunction[]> {
     this.#call('pci');
     return structuredClone([...this.functions.values()]);

@@ -218,6 +218,8 @@ export interface NativeHost {
   hostKernel(sysfs: string | null): Promise<string>;
   /** {@link NativePciFunction}[]: what is of interest to us (every function with SR-IOV, VFs, NVMe, VFIO, or all with `all`). */
   hostPci(sysfs: string | null, all: boolean): Promise<string>;
+  /** {@link NativePciFunction}, or `null` where there is none at `address`. */
+  hostPciFunction(sysfs: string | null, address: string): Promise<string>;
   /** {@link NativeMdevParent}[] */
   hostMdev(sysfs: string | null): Promise<string>;
   /** {@link NativeDevlinkPort}[]; {@link devlinkDevices} is a list of `{bus, device}` */

@@ -145,6 +145,15 @@ pub fn host_pci<'e>(env: &'e Env, sysfs: Option<String>, all: bool) -> napi::Res
     })
 }
 
+/// `null` where there is no function at this address.
+#[napi]
+pub fn host_pci_function<'e>(env: &'e Env, sysfs: Option<String>, address: String) -> napi::Result<Object<'e>> {
+    run(env, "host-pci-function", move || {
+        let found = PciFunction::find(&sysfs_at(sysfs), address.parse()?);
+        Ok(found.as_ref().map_or(Value::Null, function_json).to_string())
+    })
+}
+
 #[napi]
 pub fn host_mdev<'e>(env: &'e Env, sysfs: Option<String>) -> napi::Result<Object<'e>> {
     run(env, "host-mdev", move || {

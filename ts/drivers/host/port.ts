@@ -51,6 +51,8 @@ export interface HostPort {
   kernel(): Promise<HostKernel>;
   /** What is of interest to us, or every PCI function. */
   pci(all?: boolean): Promise<readonly PciFunction[]>;
+  /** The function at `address`; `null` where there is none. Reads nothing of the others: a host may have hundreds. */
+  pciFunction(address: string): Promise<PciFunction | null>;
   mdev(): Promise<readonly MdevParent[]>;
   devlinkDevices(): Promise<readonly { bus: string; device: string }[]>;
   devlinkPorts(): Promise<readonly DevlinkPort[]>;
@@ -127,6 +129,10 @@ export class NativeHostPort implements HostPort {
 
   pci(all = false): Promise<readonly PciFunction[]> {
     return this.#json((h) => h.hostPci(this.#sysfs, all));
+  }
+
+  pciFunction(address: string): Promise<PciFunction | null> {
+    return this.#json((h) => h.hostPciFunction(this.#sysfs, address));
   }
 
   mdev(): Promise<readonly MdevParent[]> {

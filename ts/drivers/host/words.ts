@@ -7,8 +7,8 @@ import type { HostPort, PciFunction } from './port.js';
 
 /** The function at a PCI address, or an error where it is gone. */
 export async function pciFunction(host: HostPort, address: string): Promise<PciFunction> {
-  const found = (await host.pci(true)).find((f) => f.address === address);
-  if (found === undefined) throw new TowlineError('ERR_TOWLINE_GONE', `there is no PCI function ${address} any more`);
+  const found = await host.pciFunction(address);
+  if (found === null) throw new TowlineError('ERR_TOWLINE_GONE', `there is no PCI function ${address} any more`);
   return found;
 }
 
