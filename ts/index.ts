@@ -18,6 +18,7 @@ export {
   type EmbeddedNamespace,
   type EmbeddedOptions,
 } from './drivers/embedded.js';
+export { kvmDirtySource, type KvmDirtyOptions, type KvmDirtySource, type KvmRing, type KvmSlot } from './dirty/kvm.js';
 export { DevlinkControllingFunction, DevlinkDriver, DevlinkFunction, type DevlinkOptions } from './drivers/devlink.js';
 export { MdevControllingFunction, MdevDriver, MdevFunction, type MdevOptions } from './drivers/mdev.js';
 export {

@@ -123,6 +123,11 @@ export class NativeSource implements DirtySource {
     return this.#queue.run(() => this[kNative].stop(), options);
   }
 
+  /** For what a source has besides: in turn with the other calls. */
+  protected queued<T>(call: () => Promise<T>, options?: WaitOptions): Promise<T> {
+    return this.#queue.run(call, options);
+  }
+
   async close(): Promise<void> {
     if (await this.#queue.close()) nativeSync(() => this[kNative].close());
   }

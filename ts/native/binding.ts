@@ -5,6 +5,7 @@
  * `unwrapFault` in `ts/errors.ts` is the one place that turns it into a `TowlineError`. Rich results are JSON strings
  * with the shapes given here, since each is asked for once a phase, not once a page. `bigint` for 64-bit addresses and lengths.
  */
+import type { NativeDirtyBinding } from './dirty-binding.js';
 import type { NativeHost, NativeVfioUserOptions, NativeVfioUserServer } from './host-binding.js';
 
 /** What native code tells of a failure. */
@@ -353,7 +354,7 @@ export interface NativeJournal {
   close(): void;
 }
 
-export interface NativeBinding extends NativeHost {
+export interface NativeBinding extends NativeHost, NativeDirtyBinding {
   version(): string;
   /** Every point at which a crash or a failure can be rehearsed, in order. */
   faultPoints(): string[];

@@ -8,13 +8,18 @@ pub mod errno;
 pub mod host;
 mod iommu_error;
 pub mod iommufd;
+pub mod kvm;
 pub mod mdev;
 pub mod memory;
 pub mod nvme;
 pub mod pci;
 mod raw_ioctl;
+mod self_maps;
 pub mod sysfs;
+mod track_error;
 pub mod type1;
 #[cfg(test)]
 mod uapi_layout;
 pub mod vfio;
+
+pub use track_error::TrackError;

@@ -9,6 +9,7 @@ mod bar;
 mod bridge;
 mod channel;
 mod devlink;
+mod dirty_sources;
 mod engine_fault;
 mod fault;
 mod faultpoints;

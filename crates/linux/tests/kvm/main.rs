@@ -1,0 +1,24 @@
+//! The dirty source of a KVM virtual machine against a real guest on real vCPUs. Without `/dev/kvm` everything is ignored, with the reason.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[cfg(target_arch = "x86_64")]
+mod cases;
+#[cfg(target_arch = "x86_64")]
+mod guest;
+mod harness;
+#[cfg(target_arch = "x86_64")]
+mod oracle;
+
+#[cfg(target_arch = "x86_64")]
+fn main() -> std::process::ExitCode {
+    if let Some(code) = cases::as_another_process() {
+        return code;
+    }
+    let reason = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").err();
+    harness::run(cases::CASES, reason.map(|error| format!("/dev/kvm: {error}")).as_deref())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn main() -> std::process::ExitCode {
+    harness::run(&[("kvm", || ())], Some("the guest of these tests is x86-64 code"))
+}
