@@ -49,6 +49,8 @@ pub enum MemoryErrorKind {
     Misaligned,
     /// The other side of a message-served range did not answer.
     Gone,
+    /// The guest's owner is another process still: this one may read, and write once the guest was handed over.
+    NotOurs,
 }
 
 impl fmt::Display for MemoryError {
@@ -58,6 +60,7 @@ impl fmt::Display for MemoryError {
             MemoryErrorKind::ReadOnly => "is read-only",
             MemoryErrorKind::Misaligned => "is not aligned to 4 bytes",
             MemoryErrorKind::Gone => "is served by a peer that is gone",
+            MemoryErrorKind::NotOurs => "belongs to another process until its guest was handed over",
         };
         write!(f, "guest address {:#x} (+{} bytes) {why}", self.gpa, self.len)
     }
@@ -88,7 +91,8 @@ pub trait GuestMemory: Send + Sync {
     /// Copies `data` into guest memory at `gpa`. May cross adjacent ranges.
     ///
     /// # Errors
-    /// [`MemoryErrorKind::Unmapped`] or [`MemoryErrorKind::ReadOnly`]; the whole access is checked before the first byte is written.
+    /// [`MemoryErrorKind::Unmapped`], [`MemoryErrorKind::ReadOnly`] or [`MemoryErrorKind::NotOurs`]; the whole access is checked before the
+    /// first byte is written.
     fn write(&self, gpa: u64, data: &[u8]) -> Result<(), MemoryError>;
 
     /// Reads a little-endian u32 with acquire ordering. `gpa` is a multiple of 4.

@@ -6,7 +6,7 @@
 //!        |  <---  Answer{mismatches, epoch_seen}
 //! offered|                                     |  answered      (any mismatch: both sides end here)
 //!        |  Ready{epoch}                 --->  |  receiving     both fences hold the session now
-//!        |  memory, state, sections      --->  |
+//!        |  memory, state, sections      --->  |              (passed memory: see below)
 //!        |  <---  RoundDone{round}             |  after each ROUND_END but the last
 //!        |  STREAM_END                   --->  |
 //!        |  <---  Prepared{digests}            |  prepared      all verified and loaded, nothing runs
@@ -23,6 +23,11 @@
 //! Where the callers carry the commit ([`crate::session::Terms`]), Commit, Committed and Refused after the intent go their way; the
 //! records stay the same. Over a one-way link only the source speaks: Offer, Ready, the stream, and Abort.
 //!
+//! Where guest memory is passed ([`MemoryBy::Passed`]), no page follows Ready, but `Memory{regions}`: as often as it takes to name every range of
+//! the offer, in its order, each with a file descriptor beside it (`SCM_RIGHTS`). Once the destination has mapped all of them and its caller has
+//! built on it, it says `MemoryTaken`; only then the source may stop anything. `Descriptors{section, names}` goes right before a caller's
+//! section that descriptors belong to. A descriptor that comes with anything else is refused.
+//!
 //! Recovery is a conversation of its own, over a link of its own: `Ask{session, epoch}` and `AskAnswer{outcome}`.
 
 use serde::{Deserialize, Serialize};
@@ -30,7 +35,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::error::EngineError;
-use crate::session::Terms;
+use crate::link::MAX_DESCRIPTORS_PER_WRITE;
+use crate::session::{MemoryBy, Terms};
 
 /// Version of the dialogue. A peer with another one is answered with a mismatch.
 pub const DIALOGUE_VERSION: u32 = 1;
@@ -47,6 +53,12 @@ pub const MAX_SECTIONS: usize = 1024;
 pub const MAX_NAME_BYTES: usize = 255;
 /// The most bytes that the caller's sections of one session have together: they are held in memory on either side.
 pub const MAX_SECTION_BYTES: u64 = 64 << 20;
+/// The most ranges of guest memory that are passed by descriptor: as many as a process has open unless it asks for more.
+pub const MAX_PASSED_REGIONS: usize = 1024;
+/// The most descriptors that one of the caller's sections has.
+pub const MAX_SECTION_DESCRIPTORS: usize = 64;
+/// The most descriptors that the caller's sections of one session have together.
+pub const MAX_DESCRIPTORS: usize = 1024;
 /// The most characters of what a peer says to people: longer words are cut, control characters are left out.
 pub const MAX_WORDS: usize = 4096;
 /// The most mismatches an answer lists.
@@ -80,6 +92,24 @@ mod hex {
         let digits = text.strip_prefix("0x").filter(|d| !d.starts_with('+'));
         digits.and_then(|d| u64::from_str_radix(d, 16).ok()).ok_or_else(|| D::Error::custom("not a number like 0x1000"))
     }
+}
+
+/// A range of guest memory whose descriptor comes with the message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PassedRegion {
+    /// First guest-physical address.
+    #[serde(with = "hex")]
+    pub gpa: u64,
+    /// Length in bytes.
+    #[serde(with = "hex")]
+    pub len: u64,
+    /// Where in its file the range begins, in bytes.
+    #[serde(with = "hex")]
+    pub fd_offset: u64,
+    /// The guest does not write it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// A function as it is offered.
@@ -173,6 +203,12 @@ pub enum Message {
     Answer(Answer),
     /// The source goes ahead, with the epoch that both fences take.
     Ready { epoch: u64 },
+    /// Guest memory itself: as many descriptors come with this message as it names regions, in their order.
+    Memory { regions: Vec<PassedRegion> },
+    /// All passed memory is mapped, and the destination's caller has what it needs of it.
+    MemoryTaken,
+    /// As many descriptors come with this message as it has names, in their order; they belong to the caller's section of that name.
+    Descriptors { section: String, names: Vec<String> },
     /// A memory pass is in guest memory.
     RoundDone { round: u32 },
     /// Everything is verified and loaded; nothing runs.
@@ -209,6 +245,9 @@ impl Message {
             Self::Offer(_) => "offer",
             Self::Answer(_) => "answer",
             Self::Ready { .. } => "ready",
+            Self::Memory { .. } => "memory",
+            Self::MemoryTaken => "memory-taken",
+            Self::Descriptors { .. } => "descriptors",
             Self::RoundDone { .. } => "round-done",
             Self::Prepared { .. } => "prepared",
             Self::Commit { .. } => "commit",
@@ -268,6 +307,13 @@ impl Message {
             | Self::Refused { epoch, .. } => {
                 epoch_limit(*epoch)?;
             }
+            Self::Memory { regions } => {
+                limit("number of regions in one message", regions.len(), MAX_DESCRIPTORS_PER_WRITE)?;
+            }
+            Self::Descriptors { section, names } => {
+                name_limit(section)?;
+                check_descriptor_names(names)?;
+            }
             Self::Prepared { digests } => {
                 limit("number of digests", digests.len(), MAX_FUNCTIONS + MAX_SECTIONS + 1)?;
             }
@@ -305,7 +351,8 @@ impl Offer {
     /// [`EngineError::Limit`] and [`EngineError::Protocol`].
     pub fn check_limits(&self) -> Result<(), EngineError> {
         limit("number of functions", self.functions.len(), MAX_FUNCTIONS)?;
-        limit("number of memory ranges", self.memory.len(), MAX_RANGES)?;
+        let most_ranges = if self.terms.memory == MemoryBy::Passed { MAX_PASSED_REGIONS } else { MAX_RANGES };
+        limit("number of memory ranges", self.memory.len(), most_ranges)?;
         limit("number of sections", self.sections.len(), MAX_SECTIONS)?;
         self.functions.iter().try_for_each(|f| name_limit(&f.id))?;
         self.sections.iter().try_for_each(|s| name_limit(s))?;
@@ -347,6 +394,20 @@ fn name_limit(name: &str) -> Result<(), EngineError> {
         return Err(EngineError::Protocol {
             during: "reading a name",
             what: "a function or section has an empty name, or one with control characters".into(),
+        });
+    }
+    Ok(())
+}
+
+/// At least one name, not too many, none twice.
+pub(crate) fn check_descriptor_names<S: AsRef<str>>(names: &[S]) -> Result<(), EngineError> {
+    limit("number of descriptors of one section", names.len(), MAX_SECTION_DESCRIPTORS)?;
+    names.iter().try_for_each(|name| name_limit(name.as_ref()))?;
+    let twice = names.iter().enumerate().any(|(i, a)| names.iter().skip(i + 1).any(|b| a.as_ref() == b.as_ref()));
+    if names.is_empty() || twice {
+        return Err(EngineError::Protocol {
+            during: "reading the names of descriptors",
+            what: "there is none, or one is there twice".into(),
         });
     }
     Ok(())

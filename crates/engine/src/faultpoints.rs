@@ -1,6 +1,6 @@
 //! Named seams for rehearsal: what goes wrong, where, on purpose. Everything is off by default.
 //!
-//! Each name in [`POINTS`] is hit by exactly one call in the sessions, so that a crash test which walks the list has
+//! Each name in [`POINTS`] is hit by exactly one call in a session, so that a crash test which walks the list has
 //! crashed everywhere.
 
 use std::fmt;
@@ -15,8 +15,8 @@ use crate::error::EngineError;
 /// | point | when |
 /// |---|---|
 /// | `source:offered` | the offer was answered without mismatch |
-/// | `source:tracking` | dirty tracking runs, nothing was sent |
-/// | `source:memory-pass` | a memory pass was sent |
+/// | `source:tracking` | dirty tracking runs, nothing was sent; where memory is passed: the destination has it |
+/// | `source:memory-pass` | a memory pass was sent; where memory is passed: it was |
 /// | `source:precopy-state` | device state was read while running |
 /// | `source:quiesced` | all functions are in P2P |
 /// | `source:stopped` | all functions are stopped |
@@ -35,7 +35,7 @@ use crate::error::EngineError;
 /// | `destination:offered` | an offer was read |
 /// | `destination:answered` | it was answered without mismatch |
 /// | `destination:opened` | the session is in the fence |
-/// | `destination:memory-pass` | a memory pass was received |
+/// | `destination:memory-pass` | a memory pass was received; where memory is passed: it is mapped |
 /// | `destination:state-loading` | the first device state is about to be written |
 /// | `destination:loaded` | everything is verified and loaded |
 /// | `destination:prepared` | PREPARED is sent |

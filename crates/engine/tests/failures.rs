@@ -11,6 +11,7 @@ use common::*;
 use towline_core::channel::{ChannelError, Pending, ReadOutcome, StateChannel};
 use towline_core::dirty::MarkLog;
 use towline_core::fsm::{DeviceState, MigrationFlags};
+use towline_core::memory::{GuestMemory, MemoryRange};
 use towline_engine::dialogue::MAX_SECTION_BYTES;
 use towline_engine::error::EngineError;
 use towline_engine::faultpoints::{FaultPoints, POINTS};
@@ -45,8 +46,30 @@ fn owns(host: &Host, registers: &[Vec<u8>]) -> bool {
     })
 }
 
+/// How guest memory gets to the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    Copied,
+    Passed,
+}
+
+const BOTH: [Memory; 2] = [Memory::Copied, Memory::Passed];
+
+fn contents(memory: &dyn GuestMemory) -> Vec<Vec<u8>> {
+    let read = |range: &MemoryRange| {
+        let mut out = vec![0; range.len as usize];
+        memory.read(range.gpa, &mut out).unwrap();
+        out
+    };
+    memory.ranges().iter().map(read).collect()
+}
+
 /// Runs a migration over `links`, settles whatever doubt there is, and checks the rules.
-fn run(here: &Host, there: &Host, links: (Box<dyn Link>, Box<dyn Link>)) -> Outcome {
+fn run(how: Memory, here: &Host, there: &Host, links: (Box<dyn Link>, Box<dyn Link>)) -> Outcome {
+    // Reading a hole fills it, which would leave pages to send that were none.
+    let watch = || if how == Memory::Passed { contents(here.memory.as_ref()) } else { Vec::new() };
+    let before = watch();
+    let mut got = Passed::default();
     let began = std::time::Instant::now();
     let session = Uuid::new_v4();
     let log = Arc::new(MarkLog::new());
@@ -54,12 +77,15 @@ fn run(here: &Host, there: &Host, links: (Box<dyn Link>, Box<dyn Link>)) -> Outc
     let config = here.source(session, &log, SECTION_NAMES);
     let (mut end, destination_result) = std::thread::scope(|scope| {
         let (config_b, target) = (there.destination(), there.target());
-        let receiving = scope.spawn(move || {
-            let (result, session) = run_destination(config_b, target, links.1);
-            drop(session);
-            result
+        let got = &mut got;
+        let receiving = scope.spawn(move || match how {
+            Memory::Copied => run_destination(config_b, target, links.1).0.map(drop),
+            Memory::Passed => run_passed_destination(config_b, target, links.1, got).0,
         });
-        let end = run_source(config, links.0, &mut || {}, &mut || {});
+        let end = match how {
+            Memory::Copied => run_source(config, links.0, &mut || {}, &mut || {}),
+            Memory::Passed => run_passing_source(config, here.memory.clone(), links.0),
+        };
         // A source that is through lets go of its link by being dropped; one that has failed has already.
         (end, receiving.join().unwrap())
     });
@@ -84,6 +110,8 @@ fn run(here: &Host, there: &Host, links: (Box<dyn Link>, Box<dyn Link>)) -> Outc
     }
     // A broken link is noticed at once, not by a timeout.
     assert!(began.elapsed() < TEST_LIMIT / 2, "{error:?} took {:?}", began.elapsed());
+    // Nobody writes in these tests: whatever went wrong, the guest's memory is as it was.
+    assert!(watch() == before, "memory was written, {error:?}");
     // A destination that had crashed starts what it owns.
     let records = there.fence().records(session, Role::Destination).unwrap();
     let destination_owns = recover::decide(Role::Destination, &records, None) == Verdict::RunDestination;
@@ -91,7 +119,14 @@ fn run(here: &Host, there: &Host, links: (Box<dyn Link>, Box<dyn Link>)) -> Outc
         for mut f in there.functions() {
             f.channel.set_state(DeviceState::Running).unwrap();
         }
-        assert_eq!(differing(here.memory.as_ref(), there.memory.as_ref()), Vec::<u64>::new());
+        if how == Memory::Copied {
+            assert_eq!(differing(here.memory.as_ref(), there.memory.as_ref()), Vec::<u64>::new());
+        }
+    }
+    if let Some(memory) = &got.memory {
+        // It may be written by who owns the guest, and by nobody else.
+        let written = memory.write(0, &[before[0][0]]);
+        assert_eq!(written.is_ok(), destination_owns, "{error:?}, {records:?}");
     }
     let (at_source, at_destination) = (owns(here, &registers), owns(there, &registers));
     assert!(
@@ -111,11 +146,11 @@ fn hosts() -> (Host, Host) {
 }
 
 /// How many bytes each side writes in an undisturbed migration.
-fn totals() -> (u64, u64) {
+fn totals(how: Memory) -> (u64, u64) {
     let (here, there) = hosts();
     let (a, b) = socket_pair();
     let ((a, sent), (b, answered)) = (Tamper::wrap(a, None, None), Tamper::wrap(b, None, None));
-    let outcome = run(&here, &there, (a, b));
+    let outcome = run(how, &here, &there, (a, b));
     assert_eq!((outcome.owner, outcome.error), (Owner::Destination, None));
     (sent.load(Ordering::Relaxed), answered.load(Ordering::Relaxed))
 }
@@ -133,13 +168,17 @@ fn places(total: u64, ends: u64, step: u64) -> Vec<u64> {
 
 #[test]
 fn a_cut_link_leaves_one_owner_and_says_when_it_is_in_doubt() {
-    let (sent, answered) = totals();
+    BOTH.into_iter().for_each(cut_everywhere);
+}
+
+fn cut_everywhere(how: Memory) {
+    let (sent, answered) = totals(how);
     let mut doubts = 0;
     let mut committed = 0;
     for at in places(sent, 150, 997) {
         let (here, there) = hosts();
         let (a, b) = socket_pair();
-        let outcome = run(&here, &there, (Tamper::wrap(a, Some(at), None).0, b));
+        let outcome = run(how, &here, &there, (Tamper::wrap(a, Some(at), None).0, b));
         if !outcome.intent {
             assert_eq!(outcome.owner, Owner::Source, "cut at {at} of {sent}");
         }
@@ -152,7 +191,7 @@ fn a_cut_link_leaves_one_owner_and_says_when_it_is_in_doubt() {
         let (here, there) = hosts();
         let (a, b) = socket_pair();
         let (b, written) = Tamper::wrap(b, Some(at), None);
-        let outcome = run(&here, &there, (a, b));
+        let outcome = run(how, &here, &there, (a, b));
         if written.load(Ordering::Relaxed) & CUT == 0 {
             // Times in the answers have as many digits as they need: this run said less than the first one.
             assert!(at + SLACK >= answered, "a run of {answered} bytes was not cut at {at}");
@@ -172,11 +211,15 @@ fn a_cut_link_leaves_one_owner_and_says_when_it_is_in_doubt() {
 
 #[test]
 fn a_flipped_bit_never_arrives_as_something_else() {
-    let (sent, answered) = totals();
+    BOTH.into_iter().for_each(flip_everywhere);
+}
+
+fn flip_everywhere(how: Memory) {
+    let (sent, answered) = totals(how);
     for (n, at) in places(sent, 120, 1499).into_iter().enumerate() {
         let (here, there) = hosts();
         let (a, b) = socket_pair();
-        let outcome = run(&here, &there, (Tamper::wrap(a, None, Some((at, (n % 8) as u8))).0, b));
+        let outcome = run(how, &here, &there, (Tamper::wrap(a, None, Some((at, (n % 8) as u8))).0, b));
         assert!(outcome.error.is_some() || outcome.destination_error.is_some(), "a flip at {at} went unnoticed");
         assert_eq!(outcome.owner, Owner::Source, "flip at {at} of {sent}: {outcome:?}");
     }
@@ -184,7 +227,7 @@ fn a_flipped_bit_never_arrives_as_something_else() {
         let (here, there) = hosts();
         let (a, b) = socket_pair();
         let (b, written) = Tamper::wrap(b, None, Some((at, (n % 8) as u8)));
-        let outcome = run(&here, &there, (a, b));
+        let outcome = run(how, &here, &there, (a, b));
         if written.load(Ordering::Relaxed) <= at {
             assert!(at + SLACK >= answered, "a run of {answered} bytes had no byte {at}");
             continue;
@@ -195,6 +238,10 @@ fn a_flipped_bit_never_arrives_as_something_else() {
 
 #[test]
 fn a_failure_at_every_point_leaves_one_owner() {
+    BOTH.into_iter().for_each(fail_everywhere);
+}
+
+fn fail_everywhere(how: Memory) {
     let mut reached = vec![];
     for point in POINTS {
         let (mut here, mut there) = hosts();
@@ -204,7 +251,7 @@ fn a_failure_at_every_point_leaves_one_owner() {
         } else {
             there.points = Arc::clone(&points);
         }
-        let outcome = run(&here, &there, socket_pair());
+        let outcome = run(how, &here, &there, socket_pair());
         if points.fired() {
             reached.push(*point);
             assert!(outcome.error.is_some() || outcome.destination_error.is_some(), "{point}");
@@ -213,7 +260,9 @@ fn a_failure_at_every_point_leaves_one_owner() {
     // These four are only passed by a session that fails otherwise.
     let missing: Vec<&&str> = POINTS.iter().filter(|p| !reached.contains(*p)).collect();
     let only_on_failure = ["source:aborting", "source:aborted", "destination:refusal-durable", "destination:aborted"];
-    assert_eq!(missing, only_on_failure.iter().collect::<Vec<_>>());
+    // And no pages are left over where none are sent.
+    let no_pages = if how == Memory::Passed { &["source:final-memory"][..] } else { &[] };
+    assert_eq!(missing, no_pages.iter().chain(&only_on_failure).collect::<Vec<_>>());
 }
 
 #[test]
@@ -371,7 +420,7 @@ fn points_of_failing_sessions_are_passed_too() {
     for (source, destination) in [(Some("source:stopped"), None), (None, Some("destination:commit-received"))] {
         let (mut here, mut there) = hosts();
         (here.points, there.points) = (observe(source), observe(destination));
-        run(&here, &there, socket_pair());
+        run(Memory::Passed, &here, &there, socket_pair());
     }
     let seen = seen.lock().unwrap();
     for point in ["source:aborting", "source:aborted", "destination:refusal-durable", "destination:aborted"] {
@@ -381,7 +430,7 @@ fn points_of_failing_sessions_are_passed_too() {
 
 #[test]
 fn cancelling_at_every_point_before_the_intent_leaves_the_source_running() {
-    for point in POINTS {
+    for (how, point) in BOTH.into_iter().flat_map(|how| POINTS.iter().map(move |p| (how, p))) {
         let (mut here, there) = hosts();
         let cancel = here.cancel.clone();
         let accepted = Arc::new(std::sync::Mutex::new(None));
@@ -394,7 +443,7 @@ fn cancelling_at_every_point_before_the_intent_leaves_the_source_running() {
             })),
             ..FaultPoints::default()
         });
-        let outcome = run(&here, &there, socket_pair());
+        let outcome = run(how, &here, &there, socket_pair());
         match *accepted.lock().unwrap() {
             Some(true) => {
                 assert_eq!((outcome.owner, outcome.error), (Owner::Source, Some("ERR_TOWLINE_CANCELLED")), "{point}");
@@ -407,7 +456,9 @@ fn cancelling_at_every_point_before_the_intent_leaves_the_source_running() {
 
 #[test]
 fn cancelling_the_destination_rolls_back_too() {
-    for point in POINTS.iter().filter(|p| p.starts_with("destination:")) {
+    for (how, point) in
+        BOTH.into_iter().flat_map(|how| POINTS.iter().filter(|p| p.starts_with("destination:")).map(move |p| (how, p)))
+    {
         let (here, mut there) = hosts();
         let cancel = there.cancel.clone();
         let accepted = Arc::new(std::sync::Mutex::new(None));
@@ -420,7 +471,7 @@ fn cancelling_the_destination_rolls_back_too() {
             })),
             ..FaultPoints::default()
         });
-        let outcome = run(&here, &there, socket_pair());
+        let outcome = run(how, &here, &there, socket_pair());
         let owner = if *accepted.lock().unwrap() == Some(true) { Owner::Source } else { Owner::Destination };
         assert_eq!(outcome.owner, owner, "{point}: {outcome:?}");
         assert!(!outcome.was_in_doubt, "{point}: a refusal is an answer");
@@ -454,7 +505,7 @@ fn a_device_that_fails_is_reset_and_reported() {
     // At the destination: the source has everything back.
     let (here, there) = hosts();
     there.devices[1].1.lock().unwrap().fail_at = Some(DeviceState::Resuming);
-    let outcome = run(&here, &there, socket_pair());
+    let outcome = run(Memory::Copied, &here, &there, socket_pair());
     assert_eq!((outcome.owner, outcome.error), (Owner::Source, Some("ERR_TOWLINE_PEER_ABORTED")));
 }
 
@@ -462,7 +513,7 @@ fn a_device_that_fails_is_reset_and_reported() {
 fn a_lost_chunk_of_state_is_found_before_the_commit() {
     let (mut here, there) = hosts();
     here.points = Arc::new(FaultPoints { drop_last_state: true, ..FaultPoints::default() });
-    let outcome = run(&here, &there, socket_pair());
+    let outcome = run(Memory::Copied, &here, &there, socket_pair());
     assert!(here.points.fired());
     assert_eq!((outcome.owner, outcome.error), (Owner::Source, Some("ERR_TOWLINE_PEER_ABORTED")));
     assert_eq!(outcome.destination_error, Some("ERR_TOWLINE_STREAM"));
@@ -472,9 +523,11 @@ fn a_lost_chunk_of_state_is_found_before_the_commit() {
 /// The counterpart of the count of owners: a source that runs on after the release is found.
 #[test]
 fn two_owners_are_found() {
-    let (mut here, there) = hosts();
-    here.points = Arc::new(FaultPoints { run_after_release: true, ..FaultPoints::default() });
-    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&here, &there, socket_pair())));
-    let message = caught.unwrap_err().downcast::<String>().unwrap();
-    assert!(message.contains("owners: source true, destination true"), "{message}");
+    for how in BOTH {
+        let (mut here, there) = hosts();
+        here.points = Arc::new(FaultPoints { run_after_release: true, ..FaultPoints::default() });
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(how, &here, &there, socket_pair())));
+        let message = caught.unwrap_err().downcast::<String>().unwrap();
+        assert!(message.contains("owners: source true, destination true"), "{message}");
+    }
 }

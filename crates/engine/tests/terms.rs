@@ -26,7 +26,7 @@ use towline_engine::session::{
 use uuid::Uuid;
 
 const ALL: &[(&str, u64)] = &[("plain", 1), ("p2p", 3), ("everything", 7)];
-const BY_CALLER: Terms = Terms { memory: MemoryBy::Caller, commit: CommitBy::Caller, duplex: true };
+const BY_CALLER: Terms = Terms { memory: MemoryBy::Caller, commit: CommitBy::Caller, duplex: true, descriptors: false };
 const ONE_WAY: Terms = Terms { duplex: false, ..BY_CALLER };
 
 /// One end of a link of one direction: using it the other way is an error, and noticed.

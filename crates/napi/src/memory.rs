@@ -1,6 +1,6 @@
 //! Guest memory as an object of JavaScript: the mapped regions and the log of pages that were marked.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -72,6 +72,15 @@ impl GuestMemory {
     }
 }
 
+/// A range of guest memory and the descriptor behind it, which stays the memory's.
+#[napi(object)]
+pub struct RegionFile {
+    pub gpa: BigInt,
+    pub len: BigInt,
+    pub fd: i32,
+    pub fd_offset: BigInt,
+}
+
 /// Makes a memfd of `length_bytes`; the caller closes the descriptor.
 #[napi]
 pub fn memfd(name: String, length_bytes: BigInt) -> napi::Result<i32> {
@@ -129,6 +138,20 @@ impl GuestMemory {
     #[napi]
     pub fn ranges(&self) -> napi::Result<Vec<Range>> {
         Ok(self.parts()?.memory.ranges().into_iter().map(Range::of).collect())
+    }
+
+    #[napi]
+    pub fn regions(&self) -> napi::Result<Vec<RegionFile>> {
+        let mut regions = Vec::new();
+        self.parts()?.memory.for_each_file(&mut |gpa, len, fd, offset| {
+            regions.push(RegionFile {
+                gpa: BigInt::from(gpa),
+                len: BigInt::from(len),
+                fd: fd.as_raw_fd(),
+                fd_offset: BigInt::from(offset),
+            });
+        });
+        Ok(regions)
     }
 
     #[napi]

@@ -4,7 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::dialogue::Mismatch;
 use crate::error::EngineError;
+use crate::link::Link;
 
 /// Who moves guest memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +17,9 @@ pub enum MemoryBy {
     Engine,
     /// The caller, by its own means. The session only tracks: its ledger says which pages to move.
     Caller,
+    /// Nobody: the destination gets the descriptors of the files that guest memory lies in, and maps the same memory. Both sides are on one
+    /// host and of one user, and their link is a UNIX socket. Nothing is tracked and no page is sent.
+    Passed,
 }
 
 /// Who carries the commit from one side to the other.
@@ -39,11 +44,15 @@ pub struct Terms {
     /// The link goes both ways. Where it doesn't, nothing is ever answered: what the destination finds against the offer, it
     /// tells its own caller only.
     pub duplex: bool,
+    /// At the source: file descriptors may come with the caller's sections. At the destination: it takes such; where none are offered
+    /// that makes no difference.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub descriptors: bool,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { memory: MemoryBy::Engine, commit: CommitBy::Session, duplex: true }
+        Self { memory: MemoryBy::Engine, commit: CommitBy::Session, duplex: true, descriptors: false }
     }
 }
 
@@ -57,8 +66,13 @@ impl Terms {
     /// Checks the terms against each other.
     ///
     /// # Errors
-    /// [`EngineError::Config`]: over a one-way link only the caller can carry the commit.
+    /// [`EngineError::Config`]: over a one-way link only the caller can carry the commit, and nothing can be passed.
     pub fn check(self) -> Result<(), EngineError> {
+        if !self.duplex && (self.memory == MemoryBy::Passed || self.descriptors) {
+            return Err(EngineError::Config {
+                what: "over a one-way link no descriptors can be passed: nobody could say that they have come".into(),
+            });
+        }
         if !self.duplex && self.commit == CommitBy::Session {
             return Err(EngineError::Config {
                 what: "over a one-way link no commit can be answered: the caller has to carry it".into(),
@@ -66,6 +80,31 @@ impl Terms {
         }
         Ok(())
     }
+}
+
+/// What is to be passed over `link` and can't be.
+pub(super) fn cannot_pass(terms: Terms, link: &dyn Link) -> Vec<Mismatch> {
+    let mut found = Vec::new();
+    if terms.memory != MemoryBy::Passed && !terms.descriptors {
+        return found;
+    }
+    let Some(why) = link.why_no_descriptors() else { return found };
+    let mend = "link both sides by unix:///path, two processes of one user on one host";
+    if terms.memory == MemoryBy::Passed {
+        found.push(Mismatch {
+            code: "memory-passing".into(),
+            message: format!("guest memory can't be passed: {why}"),
+            mend: format!("{mend}, or let memory be copied"),
+        });
+    }
+    if terms.descriptors {
+        found.push(Mismatch {
+            code: "descriptor-passing".into(),
+            message: format!("file descriptors can't be passed: {why}"),
+            mend: mend.into(),
+        });
+    }
+    found
 }
 
 #[cfg(test)]
@@ -77,6 +116,10 @@ mod tests {
         assert!(Terms::default().is_default() && Terms::default().check().is_ok());
         let one_way = Terms { duplex: false, ..Terms::default() };
         assert!(matches!(one_way.check(), Err(EngineError::Config { .. })));
-        assert!(Terms { commit: CommitBy::Caller, ..one_way }.check().is_ok());
+        let by_caller = Terms { commit: CommitBy::Caller, ..one_way };
+        assert!(by_caller.check().is_ok());
+        assert!(Terms { memory: MemoryBy::Passed, ..by_caller }.check().is_err());
+        assert!(Terms { descriptors: true, ..by_caller }.check().is_err());
+        assert!(Terms { memory: MemoryBy::Passed, descriptors: true, ..Terms::default() }.check().is_ok());
     }
 }

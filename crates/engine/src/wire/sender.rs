@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, IoSlice, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -122,6 +123,20 @@ impl Sender {
     pub fn message(&mut self, link: &mut dyn Link, message: &Message) -> Result<(), EngineError> {
         let json = message.encode()?;
         self.opaque(link, FrameType::Dialogue, 0, &json)
+    }
+
+    /// A message with `descriptors` beside its first byte. A recording has the message only.
+    pub fn message_with(
+        &mut self,
+        link: &mut dyn Link,
+        message: &Message,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), EngineError> {
+        let json = message.encode()?;
+        let crc = crc32c(0, &json);
+        let (header, raw) = self.header(FrameType::Dialogue.number(), 0, 0, json.len(), crc)?;
+        self.rules.opaque_received(&header, crc).map_err(stream_error)?;
+        self.write_with(link, &[&raw, &json], descriptors)
     }
 
     pub fn section_begin(
@@ -260,6 +275,15 @@ impl Sender {
     }
 
     fn write(&mut self, link: &mut dyn Link, parts: &[&[u8]]) -> Result<(), EngineError> {
+        self.write_with(link, parts, &[])
+    }
+
+    fn write_with(
+        &mut self,
+        link: &mut dyn Link,
+        parts: &[&[u8]],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), EngineError> {
         if std::mem::take(&mut self.lose_next) {
             return Ok(());
         }
@@ -282,7 +306,7 @@ impl Sender {
             bytes += part.len() as u64;
         }
         self.broken = true;
-        link.write_all(&mut slices)?;
+        link.write_all_with(&mut slices, descriptors)?;
         self.broken = false;
         self.wire_bytes += bytes;
         Ok(())

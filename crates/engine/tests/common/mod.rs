@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::io::IoSlice;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use towline_core::channel::{ChannelError, ChannelErrorKind, Pending, ReadOutcome, StateChannel};
 use towline_core::dirty::MarkLog;
 use towline_core::fsm::{self, DeviceState, MigrationFlags};
-use towline_core::memory::GuestMemory;
+use towline_core::memory::{GuestMemory, MemoryErrorKind};
 use towline_engine::cancel::Cancel;
 use towline_engine::error::{EngineError, LinkError};
 use towline_engine::faultpoints::FaultPoints;
@@ -19,8 +19,8 @@ use towline_engine::fence::Fence;
 use towline_engine::journal::Journal;
 use towline_engine::link::{Address, Link, LinkOptions, Listener, connect};
 use towline_engine::session::{
-    DestinationConfig, DestinationSession, DestinationTarget, FinalStats, FunctionOutcome, Incoming, NamedSource,
-    Section, SessionFunction, SourceConfig, SourceSession,
+    DestinationConfig, DestinationSession, DestinationTarget, FinalStats, FunctionOutcome, Incoming, MemoryBy,
+    NamedSource, Section, SessionFunction, SourceConfig, SourceSession, Terms,
 };
 use towline_linux::memory::{MappedMemory, memfd};
 use uuid::Uuid;
@@ -434,6 +434,92 @@ pub fn run_source(
     SourceEnd { session, result, outcomes }
 }
 
+/// Guest memory is passed, and sections may have descriptors.
+pub const PASSED: Terms = Terms {
+    memory: MemoryBy::Passed,
+    commit: towline_engine::session::CommitBy::Session,
+    duplex: true,
+    descriptors: true,
+};
+
+/// As [`run_source`], with `memory` passed. The first section has a descriptor.
+pub fn run_passing_source(config: SourceConfig, memory: Arc<MappedMemory>, link: Box<dyn Link>) -> SourceEnd {
+    let mut session = SourceSession::with_terms(config, PASSED, link).unwrap();
+    session.set_passed_memory(memory).unwrap();
+    let result = (|| {
+        let offer = session.offer(serde_json::json!({"kind": "test"}))?;
+        if !offer.mismatches.is_empty() {
+            return Err(EngineError::Mismatch(offer.mismatches));
+        }
+        session.start_tracking()?;
+        session.precopy_state()?;
+        session.quiesce()?;
+        session.stop()?;
+        let state = session.save_state()?;
+        let file = memfd("section", PAGE).unwrap();
+        for (i, (name, data)) in SECTIONS.iter().enumerate() {
+            let fds: &[(&str, BorrowedFd<'_>)] = if i == 0 { &[("file", file.as_fd())] } else { &[] };
+            session.send_section_with(name, data, fds)?;
+        }
+        session.prepare()?;
+        session.commit()?;
+        let running = session.wait_running();
+        session.release()?;
+        running.map(|_| FinalStats { state_bytes: state.state_bytes, ..FinalStats::default() })
+    })();
+    let mut outcomes = vec![];
+    if result.is_err()
+        && let Ok(back) = session.abort("the test's source failed")
+    {
+        outcomes = back;
+    }
+    SourceEnd { session, result, outcomes }
+}
+
+/// What a destination got that memory was passed to.
+#[derive(Default)]
+pub struct Passed {
+    pub memory: Option<Arc<MappedMemory>>,
+    pub sections: Vec<Section>,
+    pub descriptors: Vec<(String, OwnedFd)>,
+}
+
+/// As [`run_destination`], with memory passed. Before the commit every attempt to write it has to fail.
+pub fn run_passed_destination(
+    config: DestinationConfig,
+    target: DestinationTarget,
+    link: Box<dyn Link>,
+    got: &mut Passed,
+) -> (Result<(), EngineError>, DestinationSession) {
+    let mut session = DestinationSession::with_terms(config, PASSED, link).unwrap();
+    let try_to_write = |memory: &MappedMemory| {
+        for range in memory.ranges() {
+            assert_eq!(memory.write(range.gpa, &[0xBD; 9]).unwrap_err().kind, MemoryErrorKind::NotOurs);
+            assert_eq!(memory.store_u32(range.gpa, 7).unwrap_err().kind, MemoryErrorKind::NotOurs);
+            memory.read(range.gpa, &mut [0; 9]).unwrap();
+        }
+    };
+    let result = (|| {
+        let Incoming::Offer(_) = session.read_offer()? else { panic!("no offer") };
+        session.answer(target, vec![])?;
+        let memory = session.receive_memory(false)?;
+        got.memory = Some(memory.clone());
+        try_to_write(&memory);
+        session.memory_taken()?;
+        session.receive(&mut |_| {})?;
+        try_to_write(&memory);
+        got.sections = session.sections().to_vec();
+        got.descriptors = session.take_section_descriptors("vcpu")?;
+        session.prepared()?;
+        try_to_write(&memory);
+        session.wait_commit()?;
+        session.resume()?;
+        session.running()?;
+        Ok(())
+    })();
+    (result, session)
+}
+
 /// Drives a destination through all steps.
 pub fn run_destination(
     config: DestinationConfig,
@@ -487,6 +573,28 @@ impl Link for Tamper {
     }
 
     fn write_all(&mut self, bufs: &mut [IoSlice<'_>]) -> Result<(), LinkError> {
+        self.write_all_with(bufs, &[])
+    }
+
+    fn why_no_descriptors(&self) -> Option<String> {
+        self.inner.as_ref().and_then(|inner| inner.why_no_descriptors())
+    }
+
+    fn expect_descriptors(&mut self, most: usize) {
+        if let Some(inner) = &mut self.inner {
+            inner.expect_descriptors(most);
+        }
+    }
+
+    fn descriptors_held(&self) -> usize {
+        self.inner.as_ref().map_or(0, |inner| inner.descriptors_held())
+    }
+
+    fn take_descriptors(&mut self) -> Vec<OwnedFd> {
+        self.inner.as_mut().map(|inner| inner.take_descriptors()).unwrap_or_default()
+    }
+
+    fn write_all_with(&mut self, bufs: &mut [IoSlice<'_>], with: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
         let inner = self.inner.as_mut().ok_or_else(Self::closed)?;
         let mut bytes: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
         let start = self.written.load(Ordering::Relaxed);
@@ -500,7 +608,9 @@ impl Link for Tamper {
             bytes.truncate(cut as usize);
         }
         self.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let result = inner.write_all(&mut [IoSlice::new(&bytes)]);
+        // Descriptors go with a first byte, and a cut may leave none.
+        let with = if bytes.is_empty() { &[] } else { with };
+        let result = inner.write_all_with(&mut [IoSlice::new(&bytes)], with);
         if cut.is_some() {
             self.written.fetch_or(CUT, Ordering::Relaxed);
             self.inner = None;

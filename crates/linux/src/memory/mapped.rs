@@ -11,8 +11,12 @@ use towline_core::memory::{GuestMemory, MappedSlice, MemoryError, MemoryErrorKin
 use super::drain::Drain;
 use super::mapping::Mapping;
 
+mod files;
+mod gate;
 mod held;
 
+pub use files::RegionFile;
+use gate::Gate;
 pub use held::HeldMemory;
 
 /// The most regions one guest has. VMMs have tens; a peer that maps without end is stopped here.
@@ -147,6 +151,7 @@ impl Drop for Pin {
 pub struct MappedMemory {
     /// Ascending by `gpa`, not overlapping.
     regions: RwLock<Vec<Arc<Region>>>,
+    gate: Gate,
 }
 
 impl MappedMemory {
@@ -242,6 +247,9 @@ impl MappedMemory {
         let end = gpa.checked_add(len as u64).ok_or_else(|| fail(MemoryErrorKind::Unmapped))?;
         if len == 0 {
             return Ok(());
+        }
+        if write && self.gate.is_shut() {
+            return Err(fail(MemoryErrorKind::NotOurs));
         }
         let mut first: Option<Pin> = None;
         let mut more: Vec<Pin> = Vec::new();

@@ -9,5 +9,5 @@ mod mapped;
 mod mapping;
 mod memfd;
 
-pub use mapped::{Access, HeldMemory, MAX_REGIONS, MapError, MappedMemory, RegionOptions};
+pub use mapped::{Access, HeldMemory, MAX_REGIONS, MapError, MappedMemory, RegionFile, RegionOptions};
 pub use memfd::memfd;

@@ -1,5 +1,6 @@
 //! The destination's session.
 
+use std::os::fd::IntoRawFd as _;
 use std::sync::{Arc, Mutex};
 
 use napi::Env;
@@ -15,6 +16,7 @@ use towline_engine::session::{DestinationConfig, DestinationSession, Destination
 use super::parts::{config_of, parts, points, set_idle_timeout};
 use super::{Progress, Shared, outcomes_json, send_progress, timings_json};
 use crate::fault::Fault;
+use crate::memory::GuestMemory;
 use crate::numbers::u64_of_json;
 use crate::promise::run;
 
@@ -57,6 +59,13 @@ pub fn destination_session(config_json: String, parts_object: Object<'_>) -> nap
     let receiving = Receiving { session, target: Some(target) };
     let shared = Arc::new(Shared { session: Mutex::new(Some(receiving)), progress: parts.progress });
     Ok(NativeDestinationSession { shared, cancel, points })
+}
+
+/// A descriptor that came with a section.
+#[napi(object)]
+pub struct SectionFd {
+    pub name: String,
+    pub fd: i32,
 }
 
 #[derive(Deserialize)]
@@ -123,6 +132,17 @@ impl NativeDestinationSession {
         })
     }
 
+    /// Where memory is passed: maps it. The object is JavaScript's from then on.
+    #[napi]
+    pub fn receive_memory<'e>(&self, env: &'e Env, shrinkable: bool) -> napi::Result<Object<'e>> {
+        self.step(env, "receive-memory", move |r, _| Ok(GuestMemory::of(r.session.receive_memory(shrinkable)?)))
+    }
+
+    #[napi]
+    pub fn memory_taken<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        self.step(env, "memory-taken", |r, _| Ok(r.session.memory_taken()?))
+    }
+
     #[napi]
     pub fn receive<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
         self.step(env, "receive", |r, progress| {
@@ -140,6 +160,15 @@ impl NativeDestinationSession {
     pub fn section(&self, name: String) -> napi::Result<Option<Uint8Array>> {
         Ok(self.shared.with(|r, _| {
             Ok(r.session.sections().iter().find(|s| s.name == name).map(|s| Uint8Array::new(s.data.clone())))
+        })?)
+    }
+
+    /// The descriptors that came with a section; they are the caller's from then on.
+    #[napi]
+    pub fn take_section_fds(&self, name: String) -> napi::Result<Vec<SectionFd>> {
+        Ok(self.shared.with(|r, _| {
+            let taken = r.session.take_section_descriptors(&name)?;
+            Ok(taken.into_iter().map(|(name, fd)| SectionFd { name, fd: fd.into_raw_fd() }).collect())
         })?)
     }
 

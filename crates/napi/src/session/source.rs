@@ -1,5 +1,6 @@
 //! The source's session.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,9 +10,9 @@ use napi_derive::napi;
 use serde_json::{Value, json};
 use towline_core::memory::MemoryRange;
 use towline_engine::cancel::Cancel;
-use towline_engine::dialogue::AskOutcome;
+use towline_engine::dialogue::{AskOutcome, MAX_SECTION_DESCRIPTORS};
 use towline_engine::faultpoints::FaultPoints;
-use towline_engine::session::{RoundStats, SourceConfig, SourceSession};
+use towline_engine::session::{MemoryBy, RoundStats, SourceConfig, SourceSession};
 use uuid::Uuid;
 
 use super::parts::{PAGE_SIZE_BYTES, config_of, parts, points, set_idle_timeout};
@@ -26,6 +27,18 @@ fn round_json(stats: &RoundStats, total_wire_bytes: u64) -> Value {
         "round": stats.round, "pages": stats.pages, "zeroPages": stats.zero_pages, "holePages": stats.skipped_hole_pages,
         "pageSizeBytes": PAGE_SIZE_BYTES, "memoryBytes": stats.bytes, "wireBytes": stats.wire_bytes,
         "totalWireBytes": total_wire_bytes, "ms": stats.ms, "dirtyPagesAfter": stats.dirty_pages_after,
+    })
+}
+
+fn duplicate(fd: i32) -> Result<OwnedFd, Fault> {
+    if fd < 0 {
+        return Err(Fault::argument(format!("{fd} is not a file descriptor")));
+    }
+    // SAFETY: the descriptor is only borrowed for this call, which duplicates it; a number that is not open makes that fail with EBADF.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().map_err(|e| Fault {
+        errno: e.raw_os_error(),
+        ..Fault::new("ERR_TOWLINE_SYSTEM", format!("descriptor {fd} can't be duplicated: {e}"))
     })
 }
 
@@ -48,6 +61,7 @@ pub fn source_session(config_json: String, parts_object: Object<'_>) -> napi::Re
     let config = config_of(&config_json)?;
     let points = points(config.faults.as_ref())?;
     let mut parts = parts(&parts_object)?;
+    let passed = (config.terms.memory == MemoryBy::Passed).then(|| parts.memory.clone());
     set_idle_timeout(parts.link.as_mut(), &config);
     let least_epoch = config.least_epoch.as_ref().map(|e| u64_of_json("leastEpoch", e)).transpose()?;
     let cancel = Cancel::new();
@@ -65,6 +79,9 @@ pub fn source_session(config_json: String, parts_object: Object<'_>) -> napi::Re
         record_to: config.record_path,
     };
     let mut session = SourceSession::with_terms(source, config.terms, parts.link).map_err(Fault::from)?;
+    if let Some(memory) = passed {
+        session.set_passed_memory(memory).map_err(Fault::from)?;
+    }
     if config.fresh_destination {
         session.destination_memory_is_fresh().map_err(Fault::from)?;
     }
@@ -214,10 +231,31 @@ impl NativeSourceSession {
         self.step(env, "settle", move |s, _| Ok(json!({ "verdict": s.settle(answer)? }).to_string()))
     }
 
+    /// `fds` are named by `fd_names`, in the same order, and stay the caller's.
     #[napi]
-    pub fn send_section<'e>(&self, env: &'e Env, name: String, data: Uint8Array) -> napi::Result<Object<'e>> {
+    pub fn send_section<'e>(
+        &self,
+        env: &'e Env,
+        name: String,
+        data: Uint8Array,
+        fd_names: Vec<String>,
+        fds: Vec<i32>,
+    ) -> napi::Result<Object<'e>> {
+        if fd_names.len() != fds.len() || fds.len() > MAX_SECTION_DESCRIPTORS {
+            let what = format!("section {name} has more than {MAX_SECTION_DESCRIPTORS} descriptors");
+            return Err(Fault::argument(what).into());
+        }
         let data = data.to_vec();
-        self.step(env, "section", move |s, _| Ok(s.send_section(&name, &data)?))
+        // Duplicated now: they are sent on another thread, and may be closed here before.
+        let fds = fd_names
+            .into_iter()
+            .zip(fds)
+            .map(|(of, fd)| duplicate(fd).map(|fd| (of, fd)))
+            .collect::<Result<Vec<(String, OwnedFd)>, Fault>>()?;
+        self.step(env, "section", move |s, _| {
+            let fds: Vec<(&str, BorrowedFd<'_>)> = fds.iter().map(|(of, fd)| (of.as_str(), fd.as_fd())).collect();
+            Ok(s.send_section_with(&name, &data, &fds)?)
+        })
     }
 
     #[napi]

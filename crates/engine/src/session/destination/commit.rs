@@ -96,6 +96,10 @@ impl DestinationSession {
         }
         self.timings.add("journal-commit", start);
         self.step = Step::Committed;
+        // Ours, and so its memory too.
+        if let Some(memory) = &self.passed {
+            memory.open_gate();
+        }
         self.note_late("destination:commit-durable");
         // As if it had not come so far: the source asks later.
         if self.terms.commit == CommitBy::Session && self.late_error.is_none() {

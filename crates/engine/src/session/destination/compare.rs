@@ -4,13 +4,17 @@ use towline_core::memory::MemoryRange;
 
 use super::DestinationTarget;
 use crate::dialogue::{DIALOGUE_VERSION, Mismatch, Offer};
+use crate::link::Link;
+use crate::session::terms::cannot_pass;
 use crate::session::{MemoryBy, Terms};
 
 /// What the sides leave to their callers has to be the same. Over a one-way link the source can't be told which epochs were
 /// seen here, so that its own has to exceed them already.
-pub(super) fn compare_terms(offer: &Offer, terms: Terms, epoch_seen: u64) -> Vec<Mismatch> {
-    let mut found = Vec::new();
-    if offer.terms != terms {
+pub(super) fn compare_terms(offer: &Offer, terms: Terms, link: &dyn Link, epoch_seen: u64) -> Vec<Mismatch> {
+    let mut found = cannot_pass(offer.terms, link);
+    // Who takes descriptors is content without any.
+    let alike = Terms { descriptors: offer.terms.descriptors && terms.descriptors, ..terms };
+    if offer.terms != alike {
         found.push(Mismatch {
             code: "terms".into(),
             message: format!("the session's terms differ: offered {:?}; here {:?}", offer.terms, terms),
@@ -58,7 +62,7 @@ pub(super) fn compare(offer: &Offer, target: &DestinationTarget, terms: Terms) -
             add("function-extra", format!("function {} is not part of the offer", function.id), "leave it out");
         }
     }
-    if terms.memory == MemoryBy::Caller {
+    if terms.memory != MemoryBy::Engine {
         return found;
     }
     let mut offered: Vec<MemoryRange> = offer.memory.iter().map(|r| MemoryRange { gpa: r.gpa, len: r.len }).collect();

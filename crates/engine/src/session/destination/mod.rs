@@ -2,15 +2,19 @@
 
 mod commit;
 mod compare;
+mod descriptors;
+mod passed;
 mod receive;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use towline_core::memory::{GuestMemory, MemoryRange};
+use towline_linux::memory::MappedMemory;
 use uuid::Uuid;
 
 use self::compare::{compare, compare_terms};
+use self::descriptors::SectionDescriptor;
 use super::keeper::{KEEPALIVE, Keeper, every};
 use super::pages_in::PageReceiver;
 use super::{CommitBy, FunctionOutcome, MemoryBy, SessionFunction, Terms, Timings, bring_back};
@@ -41,7 +45,7 @@ pub struct DestinationConfig {
 pub struct DestinationTarget {
     /// The functions, with the identities of the offer; their order is free. Not used by anybody.
     pub functions: Vec<SessionFunction>,
-    /// Guest memory with the ranges of the offer, used by nobody. Where the caller moves memory it is not looked at.
+    /// Guest memory with the ranges of the offer, used by nobody. Looked at only where the session moves memory.
     pub memory: Arc<dyn GuestMemory>,
 }
 
@@ -101,6 +105,10 @@ pub(super) enum Step {
     New,
     Offered,
     Answered,
+    /// Passed memory is mapped; the caller builds on it.
+    Mapped,
+    /// The source knows that.
+    Taken,
     Loaded,
     Prepared,
     Failed,
@@ -117,6 +125,8 @@ impl Step {
             Self::New => "new",
             Self::Offered => "offered",
             Self::Answered => "answered",
+            Self::Mapped => "having guest memory",
+            Self::Taken => "taking part",
             Self::Loaded => "loaded",
             Self::Prepared => "prepared",
             Self::Failed => "failed",
@@ -132,7 +142,9 @@ impl Step {
         match self {
             Self::New => "read_offer, abort",
             Self::Offered => "answer, refuse, abort",
-            Self::Answered => "receive, abort",
+            Self::Answered if terms.memory == MemoryBy::Passed => "receive_memory, abort",
+            Self::Mapped => "memory_taken, abort",
+            Self::Answered | Self::Taken => "receive, abort",
             Self::Loaded => "prepared, abort",
             Self::Prepared if terms.commit == CommitBy::Caller => "commit_by_caller, abort",
             Self::Prepared => "wait_commit, abort",
@@ -162,6 +174,9 @@ pub struct DestinationSession {
     pub(super) memory: Option<Arc<dyn GuestMemory>>,
     pub(super) pages: Option<PageReceiver>,
     pub(super) sections: Vec<Section>,
+    /// Guest memory that was passed: writes wait for the commit.
+    pub(super) passed: Option<Arc<MappedMemory>>,
+    descriptors: Vec<SectionDescriptor>,
     pub(super) digests: Vec<Digest>,
     pub(super) progress: ReceiveProgress,
     pub(super) epoch: u64,
@@ -207,6 +222,8 @@ impl DestinationSession {
             memory: None,
             pages: None,
             sections: Vec::new(),
+            passed: None,
+            descriptors: Vec::new(),
             digests: Vec::new(),
             progress: ReceiveProgress::default(),
             epoch: 0,
@@ -290,7 +307,7 @@ impl DestinationSession {
         let Some(offer) = self.offer.clone() else { return Ok(Answered { accepted: false, mismatches }) };
         let ids: Vec<String> = offer.functions.iter().map(|f| f.id.clone()).collect();
         let epoch_seen = self.config.fence.highest_epoch(&ids)?;
-        mismatches.extend(compare_terms(&offer, self.terms, epoch_seen));
+        mismatches.extend(compare_terms(&offer, self.terms, self.link.as_ref(), epoch_seen));
         let mut memory_is_fresh = false;
         if let Some(mut target) = target {
             mismatches.extend(compare(&offer, &target, self.terms));
@@ -456,6 +473,8 @@ impl DestinationSession {
             let _ = self.say(&message);
         }
         close(&mut self.link);
+        // Nobody will ever ask for them.
+        self.descriptors.clear();
         let outcomes =
             if std::mem::take(&mut self.touched) { self.functions.iter_mut().map(reset).collect() } else { Vec::new() };
         self.timings.add("abort", start);

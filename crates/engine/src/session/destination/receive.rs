@@ -14,7 +14,7 @@ use crate::session::{MemoryBy, channel_error, set_state};
 use crate::wire::{MEMORY_CHANNEL, function_channel, section_channel};
 
 /// One section while it comes in; the rules of the stream see to order and contents, this to what was offered.
-struct Expected {
+pub(super) struct Expected {
     channel: u32,
     kind: SectionKind,
     /// As in the digests.
@@ -25,6 +25,13 @@ struct Expected {
     done: bool,
 }
 
+impl Expected {
+    /// Whether this is the caller's section of that name, and has not begun.
+    pub(super) fn is_to_come(&self, name: &str) -> bool {
+        self.kind == SectionKind::Caller && self.name == name && !self.begun
+    }
+}
+
 impl DestinationSession {
     /// Receives until everything is verified and loaded: pages in guest memory, device state in functions that are in STOP, the
     /// caller's sections kept. Nothing runs. `progress` is called after every batch.
@@ -32,13 +39,19 @@ impl DestinationSession {
     /// # Errors
     /// Whatever went wrong; the source was told and the functions are reset then.
     pub fn receive(&mut self, progress: &mut dyn FnMut(&ReceiveProgress)) -> Result<(), EngineError> {
-        self.expect("receive", &[Step::Answered])?;
+        self.expect("receive", &[Step::Answered, Step::Taken])?;
+        if self.step == Step::Answered && self.terms.memory == MemoryBy::Passed {
+            return Err(self.misuse("receive"));
+        }
         self.attempt(|s| {
             let start = Instant::now();
             let Some(offer) = s.offer.clone() else {
                 return Err(EngineError::Misuse { call: "receive", state: "new", allowed: "read_offer" });
             };
-            s.open(&offer)?;
+            if s.step == Step::Answered {
+                s.open(&offer)?;
+            }
+            s.expect_descriptors();
             // The source's devices and hooks may take their time.
             let idle_timeout = s.link.idle_timeout();
             s.link.set_idle_timeout(NO_LIMIT);
@@ -46,10 +59,11 @@ impl DestinationSession {
             // Events borrow from the receiver, so it is taken out for as long as the stream lasts.
             let mut receiver = std::mem::take(&mut s.receiver);
             let mut result = Ok(());
-            while result.is_ok() && s.step == Step::Answered {
+            while result.is_ok() && s.step < Step::Loaded {
                 result = s.config.cancel.check().and_then(|()| {
                     let event = receiver.next(s.link.as_mut())?;
                     s.event(event, &mut sections)?;
+                    s.refuse_stray_descriptors()?;
                     s.ping()
                 });
                 s.progress.wire_bytes = receiver.wire_bytes();
@@ -58,6 +72,7 @@ impl DestinationSession {
             s.receiver = receiver;
             s.link.set_idle_timeout(idle_timeout);
             result?;
+            s.link.expect_descriptors(0);
             s.lend_link();
             s.timings.add("receive", start);
             let start = Instant::now();
@@ -70,7 +85,7 @@ impl DestinationSession {
     }
 
     /// Waits for READY and takes the session into the fence.
-    fn open(&mut self, offer: &Offer) -> Result<(), EngineError> {
+    pub(super) fn open(&mut self, offer: &Offer) -> Result<(), EngineError> {
         let epoch = loop {
             match self.receiver.message_or_filler(self.link.as_mut(), "waiting for READY")? {
                 None => {}
@@ -98,7 +113,10 @@ impl DestinationSession {
 
     fn event(&mut self, event: Event<'_>, sections: &mut [Expected]) -> Result<(), EngineError> {
         match event {
-            Event::Dialogue(json) => self.aside(Message::decode(json)?, "receiving the stream"),
+            Event::Dialogue(json) => match Message::decode(json)? {
+                Message::Descriptors { section, names } => self.section_descriptors(&section, names, sections),
+                other => self.aside(other, "receiving the stream"),
+            },
             Event::Pages { channel, pages } => {
                 begun(sections, channel)?;
                 let (Some(receiver), Some(memory)) = (&mut self.pages, &self.memory) else { return Ok(()) };

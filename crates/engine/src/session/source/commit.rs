@@ -1,12 +1,13 @@
 //! From the end of the stream to the release, and the ways back.
 
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use towline_core::fsm::DeviceState;
 use towline_core::stream::SectionKind;
 
 use super::{SourceSession, Step, unexpected};
-use crate::dialogue::{AskOutcome, Digest, MAX_SECTION_BYTES, Message};
+use crate::dialogue::{AskOutcome, Digest, MAX_DESCRIPTORS, MAX_SECTION_BYTES, Message, check_descriptor_names};
 use crate::error::{EngineError, FenceError};
 use crate::fence::{Record, Role};
 use crate::link::{FAREWELL, close};
@@ -44,6 +45,21 @@ impl SourceSession {
     /// [`EngineError::Config`] for another name than the next one and [`EngineError::Limit`] where they are too large together: nothing
     /// has changed then. Those of the link.
     pub fn send_section(&mut self, name: &str, data: &[u8]) -> Result<(), EngineError> {
+        self.send_section_with(name, data, &[])
+    }
+
+    /// As [`SourceSession::send_section`], with file descriptors by name, which stay the caller's: where [`crate::session::Terms::descriptors`]
+    /// was agreed. At most [`crate::dialogue::MAX_SECTION_DESCRIPTORS`], and [`MAX_DESCRIPTORS`] in the whole session.
+    ///
+    /// # Errors
+    /// As [`SourceSession::send_section`]; [`EngineError::Config`] and [`EngineError::Limit`] also for descriptors that can't go, and nothing has
+    /// changed then.
+    pub fn send_section_with(
+        &mut self,
+        name: &str,
+        data: &[u8],
+        descriptors: &[(&str, BorrowedFd<'_>)],
+    ) -> Result<(), EngineError> {
         self.expect("send_section", &[Step::Final])?;
         if self.config.sections.get(self.sections_sent).map(String::as_str) != Some(name) {
             let next = self.config.sections.get(self.sections_sent).map_or("none", String::as_str);
@@ -56,9 +72,30 @@ impl SourceSession {
             let what = "bytes of the caller's sections";
             return Err(EngineError::Limit { what, value: together, limit: MAX_SECTION_BYTES });
         }
+        let names: Vec<String> = descriptors.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let descriptors_together = self.section_descriptors.saturating_add(names.len());
+        if !names.is_empty() {
+            if !self.terms.descriptors {
+                let what =
+                    format!("section {name:?} has descriptors, and the session was not offered as one that passes any");
+                return Err(EngineError::Config { what });
+            }
+            check_descriptor_names(&names)
+                .map_err(|e| EngineError::Config { what: format!("the descriptors of section {name:?}: {e}") })?;
+            if descriptors_together > MAX_DESCRIPTORS {
+                let (value, limit) = (descriptors_together as u64, MAX_DESCRIPTORS as u64);
+                return Err(EngineError::Limit { what: "descriptors of the caller's sections", value, limit });
+            }
+        }
         self.section_bytes = together;
+        self.section_descriptors = descriptors_together;
         self.attempt(|s| {
             let start = Instant::now();
+            if !names.is_empty() {
+                let message = Message::Descriptors { section: name.to_owned(), names };
+                let fds: Vec<BorrowedFd<'_>> = descriptors.iter().map(|(_, fd)| *fd).collect();
+                s.sender.message_with(s.link.as_mut(), &message, &fds)?;
+            }
             let channel = section_channel(s.config.functions.len(), s.sections_sent);
             s.sender.section_begin(s.link.as_mut(), channel, SectionKind::Caller, name)?;
             for chunk in data.chunks(crate::session::state_io::CHUNK_BYTES) {

@@ -7,6 +7,7 @@ use towline_core::dirty::Ledger;
 
 use super::{SourceSession, Step};
 use crate::error::EngineError;
+use crate::session::MemoryBy;
 
 /// Bytes of filler in one sample of the link: long enough to fill its buffers, short enough not to matter.
 const PROBE_BYTES: u64 = 8 << 20;
@@ -102,6 +103,10 @@ impl SourceSession {
     }
 
     fn sample_into(&mut self, sample: &Ledger) -> Result<(), EngineError> {
+        // What is passed is not tracked, and costs nothing.
+        if self.terms.memory == MemoryBy::Passed {
+            return Ok(());
+        }
         let mut both = Both { sample, session: &self.ledger };
         for named in &mut self.config.dirty_sources {
             named.source.harvest(&mut both).map_err(|source| EngineError::DirtySource {

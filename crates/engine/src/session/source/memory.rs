@@ -115,6 +115,9 @@ impl SourceSession {
             return Ok(());
         }
         self.check_ranges()?;
+        if self.terms.memory == MemoryBy::Passed {
+            return Ok(());
+        }
         if !self.harvested_last {
             return Err(EngineError::Config {
                 what:

@@ -3,6 +3,7 @@
 mod commit;
 mod measure;
 mod memory;
+mod passed;
 mod step;
 mod steps;
 
@@ -14,6 +15,7 @@ use serde_json::Value;
 use towline_core::dirty::Ledger;
 use towline_core::memory::{GuestMemory, MemoryRange};
 use towline_core::stream::SectionKind;
+use towline_linux::memory::MappedMemory;
 use uuid::Uuid;
 
 use self::step::Step;
@@ -21,6 +23,7 @@ use super::deaf::deafen;
 use super::keeper::KEEPALIVE;
 use super::pages_out::{BATCH_BYTES, PageSender, mark_first_pass};
 use super::state_io::{CHUNK_BYTES, StateDigest};
+use super::terms::cannot_pass;
 use super::{MemoryBy, NamedSource, SessionFunction, Terms, Timings};
 use crate::cancel::Cancel;
 use crate::dialogue::{
@@ -90,6 +93,8 @@ pub struct SourceSession {
     pub(super) opened: bool,
     pub(super) tracking: bool,
     pub(super) peer_memory_is_fresh: bool,
+    /// Guest memory that is passed; see [`SourceSession::set_passed_memory`].
+    pub(super) passed: Option<Arc<MappedMemory>>,
     /// Epochs from here on; see [`SourceSession::set_least_epoch`].
     pub(super) least_epoch: u64,
     /// Every dirty source was harvested after the stop.
@@ -103,6 +108,7 @@ pub struct SourceSession {
     pub(super) state: Vec<StateDigest>,
     pub(super) sections_sent: usize,
     pub(super) section_bytes: u64,
+    pub(super) section_descriptors: usize,
     pub(super) timings: Timings,
     pub(super) chunk: Vec<u8>,
     pub(super) nonce: u64,
@@ -137,7 +143,9 @@ impl SourceSession {
             return Err(invalid("the page size is no power of two from 512 B to 1 MiB".into()));
         }
         let ranges = config.memory.ranges();
-        let ledger = Ledger::new(&ranges, config.page_size_bytes).map_err(|e| invalid(e.to_string()))?;
+        // What is passed is not tracked.
+        let tracked: &[MemoryRange] = if terms.memory == MemoryBy::Passed { &[] } else { &ranges };
+        let ledger = Ledger::new(tracked, config.page_size_bytes).map_err(|e| invalid(e.to_string()))?;
         let mut sender = Sender::new(config.session, config.record_to.as_deref())?;
         sender.set_page_size(config.page_size_bytes);
         link.arm(&config.cancel);
@@ -157,6 +165,7 @@ impl SourceSession {
             opened: false,
             tracking: false,
             peer_memory_is_fresh: false,
+            passed: None,
             least_epoch: 1,
             harvested_last: false,
             ledger: Arc::new(ledger),
@@ -168,6 +177,7 @@ impl SourceSession {
             state,
             sections_sent: 0,
             section_bytes: 0,
+            section_descriptors: 0,
             timings: Timings::default(),
             chunk: Vec::new(),
             nonce: 0,
@@ -213,6 +223,7 @@ impl SourceSession {
 
     fn do_offer(&mut self, descriptor: Value) -> Result<OfferOutcome, EngineError> {
         let start = Instant::now();
+        self.check_passed()?;
         let ids = self.function_ids();
         if let Some(owner) = not_ours(self.config.fence.as_ref(), &ids)? {
             let (session, why) = (self.config.session, owner.to_string());
@@ -230,7 +241,9 @@ impl SourceSession {
                 .map(|f| OfferedFunction { id: f.id.clone(), flags: f.channel.flags().0 })
                 .collect(),
             memory: match self.terms.memory {
-                MemoryBy::Engine => self.ranges.iter().map(|r| OfferedRange { gpa: r.gpa, len: r.len }).collect(),
+                MemoryBy::Engine | MemoryBy::Passed => {
+                    self.ranges.iter().map(|r| OfferedRange { gpa: r.gpa, len: r.len }).collect()
+                }
                 MemoryBy::Caller => Vec::new(),
             },
             page_size_bytes: self.config.page_size_bytes,
@@ -252,6 +265,18 @@ impl SourceSession {
         };
         let mut outcome = OfferOutcome { mismatches: answer.mismatches, rtt_ms: 0.0, peer_epoch: answer.epoch_seen };
         epoch_step_limit(answer.epoch_seen, self.epoch)?;
+        let accepted = outcome.mismatches.is_empty();
+        // A destination that sees a UNIX socket can't know that somebody in between sees none.
+        for found in cannot_pass(self.terms, self.link.as_ref()) {
+            if !outcome.mismatches.iter().any(|m| m.code == found.code) {
+                outcome.mismatches.push(found);
+            }
+        }
+        if accepted && !outcome.mismatches.is_empty() {
+            // It waits for what never comes.
+            let reason = outcome.mismatches.iter().map(|m| m.message.as_str()).collect::<Vec<_>>().join("; ");
+            self.say(&Message::Abort { code: "ERR_TOWLINE_MISMATCH".into(), reason })?;
+        }
         if outcome.mismatches.is_empty() {
             outcome.rtt_ms = self.round_trip()?;
             self.peer_memory_is_fresh |= answer.memory_is_fresh;
@@ -265,10 +290,12 @@ impl SourceSession {
         Ok(outcome)
     }
 
-    /// Takes the session into both fences, starts every dirty source and marks what the first pass has to send.
+    /// Takes the session into both fences, starts every dirty source and marks what the first pass has to send. Where guest memory is
+    /// passed, nothing is tracked: this passes it, and returns once the destination has mapped it and its caller has what it needs.
     ///
     /// # Errors
-    /// [`EngineError::Fence`], [`EngineError::DirtySource`], and those of the link.
+    /// [`EngineError::Fence`], [`EngineError::DirtySource`], and those of the link; [`EngineError::PeerAborted`] where the destination can't
+    /// take the memory.
     pub fn start_tracking(&mut self) -> Result<(), EngineError> {
         self.expect("start_tracking", &[Step::Offered])?;
         self.attempt(|s| {
@@ -282,6 +309,12 @@ impl SourceSession {
             let start = Instant::now();
             // Written here, so that its page faults (half a millisecond) are not a part of the downtime.
             s.chunk.resize(CHUNK_BYTES, 0);
+            if s.terms.memory == MemoryBy::Passed {
+                s.pass_memory()?;
+                s.timings.add("pass-memory", start);
+                s.step = Step::Tracking;
+                return s.config.points.hit("source:tracking");
+            }
             s.tracking = true;
             for named in &mut s.config.dirty_sources {
                 named.source.start(&s.ranges, s.config.page_size_bytes).map_err(|source| EngineError::DirtySource {

@@ -48,7 +48,10 @@ impl Step {
     /// The calls that are possible now.
     pub fn allowed(self, terms: Terms) -> &'static str {
         let by_caller = terms.memory == MemoryBy::Caller;
+        let passed = terms.memory == MemoryBy::Passed;
         match self {
+            Self::Tracking if passed => "precopy_state, quiesce, stop, ping, abort",
+            Self::Stopped if passed => "save_state, abort",
             Self::New => "offer, abort",
             Self::Offered if !terms.duplex => "start_tracking, abort",
             Self::Offered => "start_tracking, ping, abort",

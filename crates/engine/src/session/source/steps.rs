@@ -194,14 +194,19 @@ impl SourceSession {
         })
     }
 
-    /// The device state of every function, after the stop, where the caller moves memory.
+    /// The device state of every function, after the stop, where no pages are sent: the caller moves memory, or it was passed.
     ///
     /// # Errors
-    /// [`EngineError::Channel`], and those of the link.
+    /// [`EngineError::Channel`], and those of the link; [`EngineError::Config`] where memory was passed and has other ranges by now.
     pub fn save_state(&mut self) -> Result<StateStats, EngineError> {
         self.expect("save_state", &[Step::Stopped])?;
-        self.needs("save_state", self.terms.memory == MemoryBy::Caller)?;
-        self.attempt(Self::send_states)
+        self.needs("save_state", self.terms.memory != MemoryBy::Engine)?;
+        self.attempt(|s| {
+            if s.terms.memory == MemoryBy::Passed {
+                s.check_ranges()?;
+            }
+            s.send_states()
+        })
     }
 
     fn send_states(&mut self) -> Result<StateStats, EngineError> {
