@@ -1,15 +1,18 @@
 // `npm run bench -- BENCH [OPTION…]`: builds a measuring program, runs it, and prints what it measured.
 import { migrate } from './migrate.js';
 import type { Result } from './result.js';
+import { sameHost } from './same-host.js';
 import { table } from './table.js';
 
 /** Each gives its results as they come. */
 const benches: Readonly<Record<string, ((options: readonly string[]) => AsyncIterable<Result>) | undefined>> = {
   migrate,
+  'same-host': sameHost,
 };
 
 const usage = `usage: npm run bench -- BENCH [--json] [--smoke] [--guest-mib N] [--samples N] [GROUP…]
   migrate   a migration beside raw TCP of the same bytes; groups: passes, downtime, memory
+  same-host how long a guest stands still when another process of this host takes it over, its memory passed or copied
   --json    one object a case and line
   --smoke   only whether it runs: small and quick, the figures mean nothing
 `;

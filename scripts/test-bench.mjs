@@ -1,13 +1,16 @@
-// The benchmark of a migration runs, small, and reports in its documented shape. Its figures are not judged: they belong
-// to the machine.
+// The benchmarks run, small, and report in their documented shape. Their figures are not judged: they belong to the
+// machine.
 import { Checks, must } from './lib/checks.mjs';
 import { jsonLines } from './lib/json-lines.mjs';
 import { run } from './lib/process.mjs';
 import { closingLines, exitCode } from './lib/results.mjs';
 
 const checks = new Checks();
-await checks.check('bench migrate --json', async () => {
-  const args = ['run', '--silent', 'bench', '--', 'migrate', '--smoke', '--json'];
+for (const bench of ['migrate', 'same-host']) await checks.check(`bench ${bench} --json`, () => reports(bench));
+
+/** @param {string} bench */
+async function reports(bench) {
+  const args = ['run', '--silent', 'bench', '--', bench, '--smoke', '--json'];
   const result = await run('npm', args, { echo: 'stderr' });
   must(result.code === 0, `exit code ${result.code}`);
   const lines = jsonLines(result.stdout);
@@ -19,6 +22,7 @@ await checks.check('bench migrate --json', async () => {
     for (const name of ['ours', 'theirs', 'ratio']) must(Number.isFinite(line[name]), `${name}: ${where}`);
     must(typeof line['met'] === 'boolean', `met: ${where}`);
   }
-});
+}
+
 process.stdout.write(closingLines(checks.counts));
 process.exitCode = exitCode(checks.counts);

@@ -75,7 +75,15 @@ export type { Link } from './migration/link.js';
 export { GuestMemory, type MemoryRegion } from './migration/memory.js';
 export { Migration } from './migration/migration.js';
 export { compareDescriptors, type Mismatch } from './migration/offer.js';
-export type { Functions, MigrateOptions, ReceiveOptions, Sections, SideOptions } from './migration/options.js';
+export type {
+  Functions,
+  MigrateOptions,
+  ReceiveOptions,
+  SectionContent,
+  Sections,
+  SideOptions,
+} from './migration/options.js';
+export { SectionFds } from './migration/section-fds.js';
 export { PHASES, type Phase, type PhaseTime } from './migration/phases.js';
 export type { MigrationPolicy } from './migration/policy.js';
 export { DIAGNOSTICS_CHANNEL, type MigrationEvent } from './migration/progress.js';

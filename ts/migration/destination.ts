@@ -6,6 +6,7 @@ import type { NativeDestinationSession } from '../native/binding.js';
 import { describeAll, openAll } from './describe.js';
 import { faultsJson } from './faults.js';
 import { socketLink, type OpenLink } from './link.js';
+import { GuestMemory } from './memory.js';
 import { Migration } from './migration.js';
 import { compareFunctions, compareMemory, parseOfferedFunctions, type Mismatch } from './offer.js';
 import {
@@ -19,6 +20,7 @@ import { SessionParts } from './parts.js';
 import { PhaseClock } from './phases.js';
 import { EventQueue } from './progress.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
+import { SectionFds } from './section-fds.js';
 import { CallerStream } from './session-stream.js';
 import { UNTOLD } from './fence.js';
 import { hook, withReport } from './source.js';
@@ -86,18 +88,25 @@ class DestinationMigration {
     private readonly events: EventQueue,
   ) {
     this.#report = emptyReport('destination', '', functions);
+    if (options.memory !== undefined) this.#report.memoryTransfer = options.memory === 'passed' ? 'pass' : 'copy';
   }
 
   async run(): Promise<MigrationReport> {
     let parts: SessionParts | undefined;
     try {
+      if (this.options.memory === 'passed' && this.options.onMemory === undefined) {
+        throw new TowlineError(
+          'ERR_TOWLINE_INVALID_ARGUMENT',
+          "memory is 'passed', and there is no onMemory to get it",
+        );
+      }
       throwIfAborted(this.options.signal);
       await openAll(this.functions, { signal: this.options.signal });
       for await (const link of this.#links()) {
         this.#started = performance.now();
         parts = new SessionParts({
           functions: this.functions,
-          memory: this.options.memory,
+          memory: this.#memory(),
           extraDirty: [],
           fence: this.options.fence,
           link: link.native,
@@ -175,8 +184,16 @@ class DestinationMigration {
     }
   }
 
+  /** What is here before the source comes. */
+  #memory(): GuestMemory | undefined {
+    return this.options.memory === 'passed' ? undefined : this.options.memory;
+  }
+
   #config(): string {
+    const memory = this.options.memory === 'passed' ? 'passed' : 'engine';
     return JSON.stringify({
+      // Descriptors of sections are taken where the link can have any; the hook says which.
+      terms: { memory, commit: 'session', duplex: true, descriptors: true },
       idleTimeoutMs: this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS,
       faults: faultsJson(this.options.faults),
     });
@@ -195,6 +212,7 @@ class DestinationMigration {
         details: { mismatches },
       });
     }
+    if (this.options.memory === 'passed') await this.#clock.during('pass-memory', () => this.#takeMemory(session));
     const received = JSON.parse(
       await this.#clock.during('pre-copy', () => native(() => session.receive())),
     ) as Received;
@@ -204,8 +222,9 @@ class DestinationMigration {
     await this.#clock.during('prepare', async () => {
       const taken = received.sections.map((name) => [name, session.section(name) ?? new Uint8Array()] as const);
       const sections: Sections = Object.fromEntries(taken);
+      using fds = new SectionFds(received.sections.map((name) => [name, session.takeSectionFds(name)] as const));
       const { restoreSections } = this.options;
-      if (restoreSections) await hook('restoreSections', () => restoreSections(sections));
+      if (restoreSections) await hook('restoreSections', () => restoreSections(sections, fds));
       await native(() => session.prepared());
       this.#prepared = true;
     });
@@ -231,8 +250,22 @@ class DestinationMigration {
   async #compare(offer: ReadOffer): Promise<Mismatch[]> {
     return [
       ...compareFunctions(parseOfferedFunctions(offer.descriptor), await describeAll(this.functions)),
-      ...compareMemory(offer.memory, this.options.memory?.ranges() ?? []),
+      // What is passed has the ranges that it has.
+      ...(this.options.memory === 'passed' ? [] : compareMemory(offer.memory, this.#memory()?.ranges() ?? [])),
     ];
+  }
+
+  /** Maps the passed memory, and lets the caller build on it. */
+  async #takeMemory(session: NativeDestinationSession): Promise<void> {
+    const { onMemory, shrinkable = false } = this.options;
+    const memory = GuestMemory.of(await native(() => session.receiveMemory(shrinkable)));
+    try {
+      if (onMemory) await hook('onMemory', () => onMemory(memory));
+    } catch (error) {
+      memory.close();
+      throw error;
+    }
+    await native(() => session.memoryTaken());
   }
 
   async #undo(error: unknown): Promise<MigrationReport> {

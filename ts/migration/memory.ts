@@ -23,18 +23,22 @@ export interface MemoryRegion {
   shrinkable?: boolean;
 }
 
+/** What the constructor takes in place of new memory; set within {@link GuestMemory.of} only. */
+let adopting: NativeGuestMemory | undefined;
+
 /**
  * The memory of one guest. Regions come and go while devices run; removing one drains the DMA into it first.
  *
  * Whoever writes guest memory without a dirty source of its own says so by {@link GuestMemory.markDirty}, after the write.
  */
 export class GuestMemory {
-  readonly #native: NativeGuestMemory = nativeSync(() => new (binding().GuestMemory)());
+  readonly #native: NativeGuestMemory;
   #marked: DirtySource | undefined;
   #closed = false;
 
   /** @throws TowlineError `ERR_TOWLINE_INVALID_ARGUMENT` for ranges that overlap or are not aligned. */
   constructor(regions: readonly MemoryRegion[] = []) {
+    this.#native = adopting ?? nativeSync(() => new (binding().GuestMemory)());
     for (const region of regions) this.addRegion(region);
   }
 
@@ -45,6 +49,16 @@ export class GuestMemory {
       return new GuestMemory([{ gpa: 0n, len: lenBytes, fd }]);
     } finally {
       closeSync(fd);
+    }
+  }
+
+  /** @internal Memory that native code has made. */
+  static of(memory: NativeGuestMemory): GuestMemory {
+    adopting = memory;
+    try {
+      return new GuestMemory();
+    } finally {
+      adopting = undefined;
     }
   }
 
@@ -68,12 +82,23 @@ export class GuestMemory {
     return nativeSync(() => this.native().ranges());
   }
 
+  /**
+   * The ranges and the files that they lie in, ascending: for a VM's memory slots, and for whoever maps the same memory. The descriptors
+   * stay this memory's: they are open until the range is removed or this is closed, and are never to be closed by who asked for them.
+   */
+  regions(): readonly (MemoryRegion & { fdOffset: bigint })[] {
+    return nativeSync(() => this.native().regions());
+  }
+
   /** Copies `len` bytes out. */
   read(gpa: bigint, len: number): Uint8Array {
     return nativeSync(() => this.native().read(gpa, len));
   }
 
-  /** Copies `data` in and marks the pages dirty. */
+  /**
+   * Copies `data` in and marks the pages dirty.
+   * @throws TowlineError `ERR_TOWLINE_INVALID_ARGUMENT` also for memory that was passed by a source which still owns the guest.
+   */
   write(gpa: bigint, data: Uint8Array): void {
     nativeSync(() => this.native().write(gpa, data));
   }

@@ -6,15 +6,26 @@ import type { Fence } from './fence.js';
 import type { Journal } from './journal.js';
 import type { Link } from './link.js';
 import type { GuestMemory } from './memory.js';
+import type { SectionFds } from './section-fds.js';
 import type { MigrationPolicy } from './policy.js';
 
 /** Parts of the caller's own state that moved with the functions, by name: vCPU registers, say. */
 export type Sections = Readonly<Record<string, Uint8Array>>;
 
+/** What one of the caller's sections is made of: bytes, or bytes and file descriptors. */
+export type SectionContent =
+  | Uint8Array
+  | {
+      bytes: Uint8Array;
+      /**
+       * Descriptors by name, at most 64 in a section and 1024 in a session: sockets, eventfds, files. They stay the caller's. Only with
+       * {@link MigrateOptions.sectionFds}.
+       */
+      fds?: Readonly<Record<string, number>>;
+    };
+
 /** What both sides have in common. */
 export interface SideOptions extends WaitOptions {
-  /** The guest's memory. Without it only device state moves: the caller moves memory itself. */
-  memory?: GuestMemory;
   /** Who decides about ownership: a {@link Journal}, or one's own {@link Fence}. */
   fence: Journal | Fence;
   /** A link that goes silent for so long is broken, in milliseconds. Default 30000. */
@@ -29,6 +40,17 @@ export interface MigrateOptions extends SideOptions {
   to: string | Link;
   /** The session's UUID; a random one by default. */
   session?: string;
+  /** The guest's memory. Without it only device state moves: the caller moves memory itself. It stays the caller's. */
+  memory?: GuestMemory;
+  /**
+   * How memory gets there. `copy`, the default, sends its pages. `pass` is for another process of the same user on this host, over
+   * `unix:///path`: it gets the descriptors of the files that memory lies in and maps the same memory, before anything stops. No page is
+   * sent and nothing is tracked, so the downtime does not depend on how much memory there is. The other side says `memory: 'passed'`.
+   *
+   * Both processes have the memory mapped from then on, and who owns the guest alone writes it: here until COMMIT, so nothing of this process
+   * may write it once the sections are taken, unless it was rolled back. After the commit this process closes it.
+   */
+  memoryTransfer?: 'copy' | 'pass';
   policy?: MigrationPolicy;
   /** Dirty sources besides the functions' own and the memory's marked pages: vCPUs, other processes. */
   dirtySources?: readonly DirtySource[];
@@ -37,7 +59,9 @@ export interface MigrateOptions extends SideOptions {
   /** Lets the vCPUs run again, after a rollback. */
   resume?: () => void | Promise<void>;
   /** The caller's sections by name, each taken after `pause`. Names are offered before; at most 64 MiB together. */
-  sections?: Readonly<Record<string, () => Uint8Array | Promise<Uint8Array>>>;
+  sections?: Readonly<Record<string, () => SectionContent | Promise<SectionContent>>>;
+  /** Sections may have file descriptors: over `unix:///path`, to another process of the same user. Default false. */
+  sectionFds?: boolean;
   /**
    * Called when the destination has everything loaded and nothing runs on either side, before COMMIT-INTENT. What it throws rolls
    * back. Its time is the phase `hold` and counts in no figure.
@@ -58,14 +82,36 @@ export interface MigrateOptions extends SideOptions {
 export interface ReceiveOptions extends SideOptions {
   /** `tcp://host:port` (loopback unless `allowRemotePlaintext`), `unix:///path`, or a byte stream of the caller's. */
   from: string | Link;
+  /**
+   * The guest's memory, with the ranges that it has at the source; or `'passed'` where the source passes it: then {@link ReceiveOptions.onMemory}
+   * gets it. Without it only device state moves.
+   */
+  memory?: GuestMemory | 'passed';
+  /**
+   * Gets the memory that was passed, while the guest still runs at the source: build the VM and attach the functions to it here, the
+   * source stops nothing before this resolves. What it throws refuses, and the source runs on.
+   *
+   * The memory is the caller's from here on: it closes it when the guest ends, and after a rollback. {@link GuestMemory.regions} has the
+   * descriptors. Until the commit every write through it throws, and the functions' DMA through it fails, as the guest belongs to the source;
+   * what the caller maps by itself out of the same files is not held up, and must not write either.
+   */
+  onMemory?: (memory: GuestMemory) => void | Promise<void>;
+  /**
+   * Takes passed memory out of files that could shrink, or lie on hugetlbfs, as {@link MemoryRegion.shrinkable}: the files are looked at
+   * again here, whatever the source was told. Default false.
+   */
+  shrinkable?: boolean;
   /** Plain TCP on other than loopback addresses. */
   allowRemotePlaintext?: boolean;
   /** Told the address that is listened on, once it is. */
   onListening?: (address: string) => void;
   /** How long to wait for the source to connect, in milliseconds. Default: forever. */
   acceptTimeoutMs?: number;
-  /** Gets the caller's sections once everything is loaded, before commit. What it throws refuses. */
-  restoreSections?: (sections: Sections) => void | Promise<void>;
+  /**
+   * Gets the caller's sections once everything is loaded, before commit. What it throws refuses. Descriptors that came with them are closed
+   * when it ends, but for those that it took.
+   */
+  restoreSections?: (sections: Sections, fds: SectionFds) => void | Promise<void>;
   /** Lets the vCPUs run, after the functions run. */
   resume?: () => void | Promise<void>;
 }

@@ -12,6 +12,8 @@ export interface SessionInput {
   functions: readonly MigratableFunction[];
   memory: GuestMemory | undefined;
   extraDirty: readonly DirtySource[];
+  /** Whether the functions' dirty sources are wanted: memory that is passed is not tracked. Default true. */
+  tracked?: boolean;
   fence: Fence | Journal;
   link: NativeLink;
   onProgress: (json: string) => void;
@@ -36,7 +38,7 @@ export class SessionParts {
         uuid: f.uuid,
         name: f.name,
         channel: keep(nativeStateChannel(f.channel())).native,
-        dirty: input.memory ? f.dirtySources().map(dirty) : [],
+        dirty: input.memory && input.tracked !== false ? f.dirtySources().map(dirty) : [],
       })),
       extraDirty: input.extraDirty.map(dirty),
       progress: input.onProgress,

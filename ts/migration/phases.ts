@@ -2,6 +2,7 @@
  * The phases of a migration, in their order, as progress events, reports and fault points name them.
  *
  * - `offer`: identity, capabilities and layout are compared; nothing has stopped.
+ * - `pass-memory`: where memory is passed: the destination maps it, and its caller builds on it.
  * - `measure`: bandwidth and dirty rate are sampled, so that the forecast can be frozen before anything is copied.
  * - `pre-copy`: passes over memory, and device state where the function has PRE_COPY, while it runs.
  * - `pause`: the caller's `pause` hook: vCPUs stop.
@@ -17,6 +18,7 @@
  */
 export const PHASES = [
   'offer',
+  'pass-memory',
   'measure',
   'pre-copy',
   'pause',

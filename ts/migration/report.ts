@@ -32,6 +32,9 @@ export interface MigrationReport {
   totalMs: number;
   /** Memory passes before the stop, the full one included. */
   rounds: number;
+  /** How guest memory went: its pages were sent, its files were passed, or the session had none. */
+  memoryTransfer: 'copy' | 'pass' | 'none';
+  /** What was sent. Of memory nothing where it was passed. */
   bytes: { memory: number; deviceState: number; wire: number };
   pages: { sent: number; zero: number; hole: number };
   phases: PhaseTime[];
@@ -57,6 +60,7 @@ export function emptyReport(
     downtimeMs: 0,
     totalMs: 0,
     rounds: 0,
+    memoryTransfer: 'none',
     bytes: { memory: 0, deviceState: 0, wire: 0 },
     pages: { sent: 0, zero: 0, hole: 0 },
     phases: [],

@@ -267,7 +267,9 @@ export class SourceSession implements AsyncDisposable {
 
   /** Sends the next of the caller's sections, by its name. At most 64 MiB together. */
   async sendSection(name: string, data: Uint8Array, options?: WaitOptions): Promise<void> {
-    await this.#step('sendSection', undefined, options, () => native(() => this.#native.sendSection(name, data)));
+    await this.#step('sendSection', undefined, options, () =>
+      native(() => this.#native.sendSection(name, data, [], [])),
+    );
   }
 
   /**

@@ -7,7 +7,7 @@ import type { NativeSourceSession } from '../native/binding.js';
 import { describeAll, openAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
 import { faultsJson } from './faults.js';
-import { Forecaster } from './forecast.js';
+import { Forecaster, type Forecast } from './forecast.js';
 import { connectLink, type OpenLink } from './link.js';
 import { Migration } from './migration.js';
 import type { Mismatch } from './offer.js';
@@ -18,8 +18,17 @@ import { completePolicy, decide, type CompletePolicy } from './policy.js';
 import { EventQueue } from './progress.js';
 import { releaseEach } from './release.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
+import { sectionParts } from './section-fds.js';
 import { CallerStream } from './session-stream.js';
-import type { FinalStats, Measured, OfferOutcome, PrecopyStats, RoundStats, SourceTimings } from './steps.js';
+import type {
+  FinalStats,
+  Measured,
+  OfferOutcome,
+  PrecopyStats,
+  RoundStats,
+  SavedState,
+  SourceTimings,
+} from './steps.js';
 
 /** How long the dirty rate is sampled before it is forecast, in milliseconds. */
 const SAMPLE_MS = 50;
@@ -52,6 +61,8 @@ class SourceMigration {
   readonly #policy: CompletePolicy;
   readonly #started = performance.now();
   readonly #report: MigrationReport;
+  /** Guest memory is passed: no page is sent and nothing is tracked. */
+  readonly #passing: boolean;
   #session: NativeSourceSession | undefined;
   #paused = false;
   #stoppedAt: number | undefined;
@@ -71,12 +82,20 @@ class SourceMigration {
   ) {
     this.#policy = completePolicy(options.policy);
     this.#report = emptyReport('source', id, functions);
+    this.#passing = options.memoryTransfer === 'pass';
+    if (options.memory !== undefined) this.#report.memoryTransfer = this.#passing ? 'pass' : 'copy';
   }
 
   async run(): Promise<MigrationReport> {
     let parts: SessionParts | undefined;
     let link: OpenLink | undefined;
     try {
+      if (this.#passing && this.options.memory === undefined) {
+        throw new TowlineError(
+          'ERR_TOWLINE_INVALID_ARGUMENT',
+          "memoryTransfer is 'pass', and there is no memory to pass",
+        );
+      }
       throwIfAborted(this.options.signal);
       await refuseUnmigratable(this.functions);
       await openAll(this.functions, { signal: this.options.signal });
@@ -84,10 +103,13 @@ class SourceMigration {
       parts = new SessionParts({
         functions: this.functions,
         memory: this.options.memory,
-        extraDirty: [
-          ...(this.options.memory ? [this.options.memory.markedSource()] : []),
-          ...(this.options.dirtySources ?? []),
-        ],
+        extraDirty: this.#passing
+          ? []
+          : [
+              ...(this.options.memory ? [this.options.memory.markedSource()] : []),
+              ...(this.options.dirtySources ?? []),
+            ],
+        tracked: !this.#passing,
         fence: this.options.fence,
         link: link.native,
         onProgress: (json) => this.#onProgress(json),
@@ -121,12 +143,13 @@ class SourceMigration {
     if (this.options.signal?.aborted) onAbort();
     try {
       await this.#phase('offer', () => this.#offer(session));
+      if (this.#passing) await this.#phase('pass-memory', () => native(() => session.startTracking()));
       await this.#phase('measure', () => this.#measure(session));
       if (this.options.dryRun) {
         await native(() => session.abort('dry run'));
         return this.#finish('dry-run');
       }
-      await this.#phase('pre-copy', () => this.#precopy(session));
+      await this.#phase('pre-copy', () => (this.#passing ? this.#precopyState(session) : this.#precopy(session)));
       await this.#switchover(session);
       return this.#finish('committed');
     } finally {
@@ -135,8 +158,10 @@ class SourceMigration {
   }
 
   #config(): string {
+    const memory = this.#passing ? 'passed' : 'engine';
     return JSON.stringify({
       session: this.id,
+      terms: { memory, commit: 'session', duplex: true, descriptors: this.options.sectionFds ?? false },
       bandwidthBytesPerSecond: this.#policy.bandwidthBytesPerSecond ?? null,
       idleTimeoutMs: this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS,
       recordPath: this.options.record ?? null,
@@ -159,7 +184,7 @@ class SourceMigration {
   }
 
   async #measure(session: NativeSourceSession): Promise<void> {
-    await native(() => session.startTracking());
+    if (!this.#passing) await native(() => session.startTracking());
     const m = JSON.parse(await native(() => session.measure(SAMPLE_MS))) as Measured;
     this.#forecaster = new Forecaster({
       ...m,
@@ -169,7 +194,7 @@ class SourceMigration {
       maxTotalMs: this.#policy.maxTotalMs,
     });
     this.#harvestedAt = performance.now();
-    const frozen = this.#forecaster.forecast();
+    const frozen = this.#forecast(this.#forecaster);
     this.#report.forecast = frozen;
     this.events.push({ type: 'forecast', session: this.id, forecast: frozen, frozen: true });
   }
@@ -224,6 +249,36 @@ class SourceMigration {
     }
   }
 
+  /** No pages are sent where memory was passed: a stop is all that there is to forecast. */
+  #forecast(forecaster: Forecaster): Forecast {
+    const forecast = forecaster.forecast();
+    if (!this.#passing || !forecast.converges) return forecast;
+    return { ...forecast, rounds: 0, why: 'memory is passed, so there is nothing to send but device state' };
+  }
+
+  /** Pre-copy where memory was passed: device state, of functions that have it. */
+  async #precopyState(session: NativeSourceSession): Promise<void> {
+    const forecaster = this.#forecaster as Forecaster;
+    for (let rounds = 1; ; rounds++) {
+      throwIfAborted(this.options.signal);
+      const state = JSON.parse(await native(() => session.precopyState())) as PrecopyStats;
+      if (state.functions > 0) {
+        forecaster.observeStateBytes(state.stopCopyBytes ?? state.initialBytesLeft + state.dirtyBytesLeft);
+      }
+      const forecast = this.#forecast(forecaster);
+      this.events.push({ type: 'forecast', session: this.id, forecast, frozen: false });
+      const elapsedMs = performance.now() - this.#started;
+      const { p95: downtimeMs } = forecaster.downtimeNow();
+      const now = { rounds, elapsedMs, downtimeMs, initialBytesLeft: state.initialBytesLeft };
+      const decision = decide(this.#policy, now, forecast);
+      this.events.push({ type: 'converge', session: this.id, ...decision });
+      if (decision.action === 'stop') return;
+      if (decision.action === 'give-up') {
+        throw new TowlineError('ERR_TOWLINE_NOT_CONVERGING', decision.why, { details: { forecast } });
+      }
+    }
+  }
+
   async #switchover(session: NativeSourceSession): Promise<void> {
     throwIfAborted(this.options.signal);
     const { pause, sections, verify } = this.options;
@@ -235,16 +290,11 @@ class SourceMigration {
       await native(() => session.quiesce());
       await native(() => session.stop());
     });
-    this.events.push({ type: 'phase', session: this.id, phase: 'final-pages' });
-    const final = JSON.parse(await native(() => session.finalPass())) as FinalStats;
-    this.#book(final);
-    this.#clock.add('final-pages', final.pagesMs);
-    this.#clock.add('device-state', final.stateMs);
-    this.#report.bytes.deviceState += final.stateBytes;
+    await (this.#passing ? this.#saveState(session) : this.#finalPass(session));
     await this.#phase('prepare', async () => {
       for (const [name, take] of Object.entries(sections ?? {})) {
-        const data = await hook(`sections.${name}`, take);
-        await native(() => session.sendSection(name, data));
+        const { bytes, names, fds } = sectionParts(await hook(`sections.${name}`, take));
+        await native(() => session.sendSection(name, bytes, names, fds));
       }
       await native(() => session.prepare());
     });
@@ -263,6 +313,20 @@ class SourceMigration {
     await this.#phase('resume', () => native(() => session.waitRunning()));
     this.#runsAgainAt = performance.now();
     await this.#phase('release', () => this.#release(session));
+  }
+
+  async #finalPass(session: NativeSourceSession): Promise<void> {
+    this.events.push({ type: 'phase', session: this.id, phase: 'final-pages' });
+    const final = JSON.parse(await native(() => session.finalPass())) as FinalStats;
+    this.#book(final);
+    this.#clock.add('final-pages', final.pagesMs);
+    this.#clock.add('device-state', final.stateMs);
+    this.#report.bytes.deviceState += final.stateBytes;
+  }
+
+  async #saveState(session: NativeSourceSession): Promise<void> {
+    const saved = await this.#phase('device-state', () => native(() => session.saveState()));
+    this.#report.bytes.deviceState += (JSON.parse(saved) as SavedState).stateBytes;
   }
 
   #book(stats: RoundStats | FinalStats): void {

@@ -39,6 +39,12 @@ export interface FinalStats extends RoundStats {
   stateBytes: number;
 }
 
+/** Device state where no pages go with it. */
+export interface SavedState {
+  stateBytes: number;
+  saveMs: number;
+}
+
 /** What pre-copy of device state left, over all functions that have it. */
 export interface PrecopyStats {
   functions: number;

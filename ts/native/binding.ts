@@ -33,6 +33,8 @@ export interface NativeGuestMemory {
   /** Drains accesses under way. */
   removeRegion(gpa: bigint, len: bigint): Promise<void>;
   ranges(): NativeRange[];
+  /** The descriptors stay the memory's. */
+  regions(): { gpa: bigint; len: bigint; fd: number; fdOffset: bigint }[];
   read(gpa: bigint, len: number): Uint8Array;
   /** Writes, then marks the pages dirty. */
   write(gpa: bigint, data: Uint8Array): void;
@@ -292,7 +294,7 @@ export interface NativeSourceSession {
   finalPass(): Promise<string>;
   /** Where the caller moves memory: {dirtyPages, isLast, failedSources} */
   harvest(): Promise<string>;
-  /** Where the caller moves memory: {stateBytes, saveMs} */
+  /** Where the caller moves memory, or it is passed: {stateBytes, saveMs} */
   saveState(): Promise<string>;
   /** Where the caller carries the commit: {epoch, journalMs} */
   intent(): Promise<string>;
@@ -300,7 +302,8 @@ export interface NativeSourceSession {
   refused(): Promise<void>;
   /** 'committed' | 'refused' | 'unknown' → {verdict} */
   settle(answer: string): Promise<string>;
-  sendSection(name: string, data: Uint8Array): Promise<void>;
+  /** `fds` are named by `fdNames`; they stay the caller's, and are duplicated before this returns. */
+  sendSection(name: string, data: Uint8Array, fdNames: readonly string[], fds: readonly number[]): Promise<void>;
   prepare(): Promise<string>;
   commit(): Promise<string>;
   waitRunning(): Promise<string>;
@@ -323,8 +326,14 @@ export interface NativeDestinationSession {
   readOffer(): Promise<string>;
   /** {accepted, mismatches} */
   answer(json: string): Promise<string>;
+  /** Where memory is passed: maps it. Writes to it wait for the commit. */
+  receiveMemory(shrinkable: boolean): Promise<NativeGuestMemory>;
+  /** Where memory is passed: the caller has what it needs of it, so the source may stop. */
+  memoryTaken(): Promise<void>;
   receive(): Promise<string>;
   section(name: string): Uint8Array | null;
+  /** The descriptors that came with a section, once; they are the caller's from then on. */
+  takeSectionFds(name: string): { name: string; fd: number }[];
   /** {digests} */
   prepared(): Promise<string>;
   waitCommit(): Promise<string>;

@@ -1,0 +1,47 @@
+import { closeSync } from 'node:fs';
+import { TowlineError } from '../errors.js';
+import type { SectionContent } from './options.js';
+
+/** File descriptors that came with the caller's sections. What nobody takes is closed. */
+export class SectionFds implements Disposable {
+  readonly #fds = new Map<string, Map<string, number>>();
+
+  /** @internal */
+  constructor(fds: Iterable<readonly [section: string, fds: readonly { name: string; fd: number }[]]>) {
+    for (const [section, list] of fds) this.#fds.set(section, new Map(list.map(({ name, fd }) => [name, fd])));
+  }
+
+  /** The names of a section's descriptors that were not taken, in the order in which they were sent. */
+  names(section: string): readonly string[] {
+    return [...(this.#fds.get(section)?.keys() ?? [])];
+  }
+
+  /**
+   * Takes one: whoever takes it closes it.
+   * @throws TowlineError `ERR_TOWLINE_INVALID_ARGUMENT` where none of that name came, or it was taken.
+   */
+  take(section: string, name: string): number {
+    const fd = this.#fds.get(section)?.get(name);
+    if (fd === undefined) {
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        `no descriptor ${name} came with section ${section}, or it was taken`,
+      );
+    }
+    this.#fds.get(section)?.delete(name);
+    return fd;
+  }
+
+  /** Closes what was not taken. */
+  [Symbol.dispose](): void {
+    for (const fds of this.#fds.values()) for (const fd of fds.values()) closeSync(fd);
+    this.#fds.clear();
+  }
+}
+
+/** A section as it is sent: its bytes, and its descriptors with their names. */
+export function sectionParts(content: SectionContent): { bytes: Uint8Array; names: string[]; fds: number[] } {
+  if (content instanceof Uint8Array) return { bytes: content, names: [], fds: [] };
+  const fds = Object.entries(content.fds ?? {});
+  return { bytes: content.bytes, names: fds.map(([name]) => name), fds: fds.map(([, fd]) => fd) };
+}
