@@ -2,6 +2,7 @@
  * What the kit needs of an implementation under test. What is optional and missing makes checks `not-exercised`, never passed.
  */
 import type { DirtySource, MemoryRange, StateChannel } from '../function/channel.js';
+import type { ExposureState } from '../function/types.js';
 
 /** One device and its channel, running and used by nobody else. */
 export interface ChannelInstance {
@@ -46,6 +47,29 @@ export interface DirtyInstance {
 export interface DirtySubject {
   /** A fresh writer and its source. */
   open(): Promise<DirtyInstance>;
+  /** How long one check may take, in milliseconds; after one that takes longer the rest is not exercised. Default: 30000. */
+  readonly checkTimeoutMs?: number | undefined;
+}
+
+/** One function that is exposed, and what its exposure keeps; running at first. */
+export interface ExposureInstance {
+  readonly state: ExposureState;
+  /** Stops the function, as a session does. Idempotent. */
+  stop(): Promise<void>;
+  /** Lets it run. */
+  run(): Promise<void>;
+  /** Changes something that the exposure keeps, as a guest does; different seeds change it differently. While it runs. */
+  change?(seed: number): Promise<void>;
+  /** What the exposure keeps, as text: equal where two instances are the same to a guest. */
+  observe?(): Promise<string>;
+  /** Throws the function away. Idempotent. */
+  close(): Promise<void>;
+}
+
+/** What an exposure keeps, under test. */
+export interface ExposureSubject {
+  /** A new instance, exposed. At most two are open at once, and both are alike. */
+  open(): Promise<ExposureInstance>;
   /** How long one check may take, in milliseconds; after one that takes longer the rest is not exercised. Default: 30000. */
   readonly checkTimeoutMs?: number | undefined;
 }

@@ -14,6 +14,7 @@ export {
   functionKinds,
   type ControlledFunction,
   type ExposeOptions,
+  type ExposureState,
   type ExposureName,
   type Fact,
   type FactRule,

@@ -130,6 +130,33 @@ export interface FunctionIdentity {
   readonly name: string;
 }
 
+/**
+ * What the exposure of a function keeps of it, outside of the device's state: config space and interrupts that are not delivered, say. A migration
+ * carries it as a section of its own, `towline:exposure:<uuid>`. Bytes are the implementation's own, with a version; whoever reads them
+ * trusts none of them.
+ */
+export interface ExposureState {
+  /**
+   * What the bytes are, and what the guest has seen of the function that can't change: a destination of another format refuses before anything
+   * stops. Offered as the fact `exposure-format`. At most 255 printable characters.
+   */
+  readonly format: string;
+  /**
+   * The section, of a function that has stopped, before its device state is read. What the guest asked of it before is part of the device
+   * state then; what it asks from here on waits until the function runs again, and is lost with one that does not. At most 1 MiB.
+   * @throws TowlineError `ERR_TOWLINE_STATE` where the function has not stopped.
+   */
+  save(options?: WaitOptions): Promise<Uint8Array>;
+  /**
+   * Puts a section in place: after the device state was loaded and the caller's own sections were restored, its interrupt controller among them,
+   * and before the function runs. Whole or not at all. No interrupt is raised before the function runs.
+   * @throws TowlineError `ERR_TOWLINE_BAD_STATE` for bytes that are damaged, of another version or another function's.
+   */
+  restore(section: Uint8Array, options?: WaitOptions): Promise<void>;
+  /** Undoes {@link ExposureState.restore}: the migration was rolled back. Idempotent, also where nothing was restored. */
+  forget(): Promise<void>;
+}
+
 /** What a migration needs of a function; the least that a driver implements. */
 export interface MigratableFunction {
   /** Kept through migrations; lower-case with dashes. */
@@ -147,6 +174,11 @@ export interface MigratableFunction {
   channel(): StateChannel;
   /** Who tells which pages this function wrote. The same objects every time. */
   dirtySources(): readonly DirtySource[];
+  /**
+   * What its exposure keeps of it, as it is exposed now; left out or `undefined` where that is nothing. Settled before a session is made, and
+   * the same until its end.
+   */
+  readonly exposureState?: ExposureState | undefined;
   /** What a destination must match. */
   descriptor(options?: WaitOptions): Promise<FunctionDescriptor>;
   /** Every reason why it can't be migrated now; empty where it can. */

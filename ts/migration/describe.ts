@@ -27,9 +27,14 @@ async function describe(f: MigratableFunction): Promise<FunctionDescriptor> {
   await f.open?.();
   const descriptor = await f.descriptor();
   const { format } = f.channel();
-  if (format === undefined) return descriptor;
-  const why = 'the bytes of device state mean something only to the driver and the model of device that wrote them';
-  return { ...descriptor, 'state-format': { value: format, rule: 'equal', why } };
+  const exposure = f.exposureState?.format;
+  const state = 'the bytes of device state mean something only to the driver and the model of device that wrote them';
+  const seen = 'the guest has seen the function by this exposure: expose it so at the destination before the migration';
+  return {
+    ...descriptor,
+    ...(format === undefined ? {} : { 'state-format': { value: format, rule: 'equal', why: state } }),
+    ...(exposure === undefined ? {} : { 'exposure-format': { value: exposure, rule: 'equal', why: seen } }),
+  };
 }
 
 /** What is offered, or compared with an offer. */

@@ -4,6 +4,7 @@ import type { MigratableFunction } from '../function/types.js';
 import { binding } from '../native/api.js';
 import type { NativeDestinationSession } from '../native/binding.js';
 import { describeAll, openAll } from './describe.js';
+import { DestinationExposures } from './exposures.js';
 import { faultsJson } from './faults.js';
 import { socketLink, type OpenLink } from './link.js';
 import { GuestMemory } from './memory.js';
@@ -31,6 +32,7 @@ interface ReadOffer {
   epoch: string;
   descriptor: unknown;
   memory: { gpa: string; len: string }[];
+  sections: string[];
 }
 
 /** How a link ends over which no offer comes: bytes that mean nothing, silence, or nobody there any more. */
@@ -78,6 +80,7 @@ class DestinationMigration {
   readonly #clock = new PhaseClock();
   #started = performance.now();
   readonly #report: MigrationReport;
+  readonly #exposures: DestinationExposures;
   #session: NativeDestinationSession | undefined;
   #prepared = false;
   #committed = false;
@@ -89,6 +92,7 @@ class DestinationMigration {
   ) {
     this.#report = emptyReport('destination', '', functions);
     if (options.memory !== undefined) this.#report.memoryTransfer = options.memory === 'passed' ? 'pass' : 'copy';
+    this.#exposures = new DestinationExposures(functions);
   }
 
   async run(): Promise<MigrationReport> {
@@ -221,10 +225,12 @@ class DestinationMigration {
     this.#report.rounds = received.rounds;
     await this.#clock.during('prepare', async () => {
       const taken = received.sections.map((name) => [name, session.section(name) ?? new Uint8Array()] as const);
-      const sections: Sections = Object.fromEntries(taken);
+      const sections: Sections = this.#exposures.take(Object.fromEntries(taken));
       using fds = new SectionFds(received.sections.map((name) => [name, session.takeSectionFds(name)] as const));
       const { restoreSections } = this.options;
       if (restoreSections) await hook('restoreSections', () => restoreSections(sections, fds));
+      // After the caller's: its interrupt controller has to be there before interrupts are wired to it.
+      await this.#exposures.restore();
       await native(() => session.prepared());
       this.#prepared = true;
     });
@@ -252,6 +258,7 @@ class DestinationMigration {
       ...compareFunctions(parseOfferedFunctions(offer.descriptor), await describeAll(this.functions)),
       // What is passed has the ranges that it has.
       ...(this.options.memory === 'passed' ? [] : compareMemory(offer.memory, this.#memory()?.ranges() ?? [])),
+      ...this.#exposures.mismatches(offer.sections),
     ];
   }
 
@@ -283,6 +290,7 @@ class DestinationMigration {
     } catch {
       // The engine has rolled back by itself, or can't. What could not be reset is told by explain(); the first cause matters here.
     }
+    if (!doubt) await this.#exposures.forget();
     if (doubt && this.#prepared) {
       const report = this.#finish('in-doubt', cause.message);
       this.events.push({ type: 'in-doubt', session: report.session, why: cause.message });

@@ -1,9 +1,10 @@
 import type { WaitOptions } from '../abort.js';
-import { native, nativeSync, TowlineError } from '../errors.js';
+import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import { binding } from '../native/api.js';
 import type { NativeDestinationSession } from '../native/binding.js';
 import { describeAll } from './describe.js';
+import { DestinationExposures, isOwnSection } from './exposures.js';
 import { compareFunctions, parseOfferedFunctions, type Mismatch } from './offer.js';
 import { UNTOLD } from './fence.js';
 import type { Sections } from './options.js';
@@ -53,6 +54,7 @@ type Call = 'readOffer' | 'answer' | 'receive' | 'prepared' | 'waitCommit' | 'co
 export class DestinationSession implements AsyncDisposable {
   readonly #functions: readonly MigratableFunction[];
   readonly #parts: SessionParts;
+  readonly #exposures: DestinationExposures;
   readonly #native: NativeDestinationSession;
   readonly #stream: CallerStream;
   readonly #steps: Steps<DestinationSessionState, Call>;
@@ -63,6 +65,7 @@ export class DestinationSession implements AsyncDisposable {
   /** @internal */
   constructor(functions: readonly MigratableFunction[], options: DestinationSessionOptions) {
     this.#functions = functions;
+    this.#exposures = new DestinationExposures(functions);
     this.#stream = new CallerStream(options.stream);
     this.#byCaller = options.commit === 'caller';
     this.#parts = new SessionParts({
@@ -129,7 +132,12 @@ export class DestinationSession implements AsyncDisposable {
     options: WaitOptions | undefined,
     work: () => Promise<T>,
   ): Promise<T> {
-    return this.#steps.run(call, { work, options, next, failed: () => 'aborted' });
+    const undoing = () =>
+      work().catch(async (error: unknown) => {
+        await this.#exposures.forget();
+        throw error;
+      });
+    return this.#steps.run(call, { work: undoing, options, next, failed: () => 'aborted' });
   }
 
   /**
@@ -149,13 +157,16 @@ export class DestinationSession implements AsyncDisposable {
     const epoch = Number(read.epoch);
     if (read.type === 'asked') return { ...read, epoch };
     const functions = parseOfferedFunctions(read.descriptor);
-    this.#mismatches = compareFunctions(functions, await describeAll(this.#functions));
+    this.#mismatches = [
+      ...compareFunctions(functions, await describeAll(this.#functions)),
+      ...this.#exposures.mismatches(read.sections),
+    ];
     return {
       type: 'offer',
       session: read.session,
       epoch,
       functions: functions.map(({ uuid, name }) => ({ uuid, name })),
-      sections: read.sections,
+      sections: read.sections.filter((name) => !isOwnSection(name)),
       mismatches: [...this.#mismatches],
     };
   }
@@ -195,13 +206,22 @@ export class DestinationSession implements AsyncDisposable {
       const sections: Record<string, Uint8Array> = {};
       for (const name of received.sections)
         sections[name] = nativeSync(() => this.#native.section(name)) ?? new Uint8Array();
-      return { stateBytes: received.stateBytes, sections };
+      return { stateBytes: received.stateBytes, sections: this.#exposures.take(sections) };
     });
   }
 
-  /** Everything is loaded here, memory as well; the source is told where the stream goes both ways. Nothing runs. */
+  /**
+   * Everything is loaded here, memory and the caller's sections as well, its interrupt controller among them: then what the exposures keep of
+   * the functions is put in place, and the source is told where the stream goes both ways. Nothing runs.
+   */
   async prepared(options?: WaitOptions): Promise<{ digests: SectionDigest[] }> {
     return this.#step('prepared', 'prepared', options, async () => {
+      try {
+        await this.#exposures.restore();
+      } catch (error) {
+        await native(() => this.#native.abort(unwrapFault(error).message)).catch(() => undefined);
+        throw error;
+      }
       return JSON.parse(await native(() => this.#native.prepared())) as { digests: SectionDigest[] };
     });
   }
@@ -224,7 +244,15 @@ export class DestinationSession implements AsyncDisposable {
 
   async #commit(call: Call, options: WaitOptions | undefined, work: () => Promise<string>): Promise<{ epoch: number }> {
     const failed = (error: TowlineError): DestinationSessionState => (UNTOLD.has(error.code) ? 'unknown' : 'aborted');
-    const commit = async () => ({ epoch: Number((JSON.parse(await native(work)) as { epoch: string }).epoch) });
+    const commit = async () => {
+      try {
+        return { epoch: Number((JSON.parse(await native(work)) as { epoch: string }).epoch) };
+      } catch (error) {
+        // Unless it may be ours by now.
+        if (!UNTOLD.has(unwrapFault(error).code)) await this.#exposures.forget();
+        throw error;
+      }
+    };
     return this.#steps.run(call, { work: commit, options, next: 'committed', failed });
   }
 
@@ -253,7 +281,13 @@ export class DestinationSession implements AsyncDisposable {
     await this.#steps.idle();
     // What was cancelled has rolled back by itself.
     if (wasUnderWay && this.state === 'aborted') return [];
-    const work = async () => outcomes(await native(() => this.#native.abort(reason)));
+    const work = async () => {
+      try {
+        return outcomes(await native(() => this.#native.abort(reason)));
+      } finally {
+        await this.#exposures.forget();
+      }
+    };
     return this.#steps.run('abort', { work, next: 'aborted', failed: () => 'aborted' });
   }
 

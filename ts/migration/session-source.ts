@@ -7,6 +7,7 @@ import { binding } from '../native/api.js';
 import type { NativeSourceSession } from '../native/binding.js';
 import { describeAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
+import { checkCallerSections, SourceExposures } from './exposures.js';
 import type { Verdict } from './journal.js';
 import { SessionParts } from './parts.js';
 import { outcomes, termsOf } from './session-native.js';
@@ -79,6 +80,7 @@ export class SourceSession implements AsyncDisposable {
   readonly id: string;
   readonly #functions: readonly MigratableFunction[];
   readonly #parts: SessionParts;
+  readonly #exposures: SourceExposures;
   readonly #native: NativeSourceSession;
   readonly #stream: CallerStream;
   readonly #steps: Steps<SourceSessionState, Call>;
@@ -89,7 +91,9 @@ export class SourceSession implements AsyncDisposable {
 
   /** @internal */
   constructor(functions: readonly MigratableFunction[], options: SourceSessionOptions) {
+    checkCallerSections(options.sections ?? []);
     this.id = options.session ?? randomUUID();
+    this.#exposures = new SourceExposures(functions);
     this.#functions = functions;
     this.#stream = new CallerStream(options.stream);
     this.#byCaller = options.commit === 'caller';
@@ -107,7 +111,7 @@ export class SourceSession implements AsyncDisposable {
       session: this.id,
       leastEpoch: options.leastEpoch ?? null,
       freshDestination: options.freshDestination ?? false,
-      sections: options.sections ?? [],
+      sections: [...this.#exposures.names, ...(options.sections ?? [])],
     };
     try {
       this.#native = nativeSync(() => binding().sourceSession(JSON.stringify(config), this.#parts.parts));
@@ -195,6 +199,7 @@ export class SourceSession implements AsyncDisposable {
   async offer(options?: WaitOptions): Promise<{ epoch: number }> {
     return this.#step('offer', 'offered', options, async () => {
       await refuseUnmigratable(this.#functions);
+      this.#exposures.check();
       const offer = JSON.stringify({ functions: await describeAll(this.#functions) });
       const answer = JSON.parse(await native(() => this.#native.offer(offer))) as OfferOutcome;
       this.#epoch = Number(answer.epoch);
@@ -254,14 +259,18 @@ export class SourceSession implements AsyncDisposable {
     return this.#step('stop', 'stopped', options, async () => {
       await native(() => this.#native.quiesce());
       await native(() => this.#native.stop());
+      await this.#exposures.save();
       return this.#harvest();
     });
   }
 
-  /** Sends the device state of every function. Memory may be moved before it, after it, or meanwhile by another harvest's runs. */
+  /** Sends the device state of every function, and what their exposures keep of them. Memory may be moved before it, after it, or meanwhile by another harvest's runs. */
   async saveState(options?: WaitOptions): Promise<{ stateBytes: number; saveMs: number }> {
     return this.#step('saveState', 'saved', options, async () => {
-      return JSON.parse(await native(() => this.#native.saveState())) as { stateBytes: number; saveMs: number };
+      const saved = JSON.parse(await native(() => this.#native.saveState())) as { stateBytes: number; saveMs: number };
+      for (const [name, data] of this.#exposures.saved())
+        await native(() => this.#native.sendSection(name, data, [], []));
+      return saved;
     });
   }
 

@@ -6,6 +6,7 @@ import { binding } from '../native/api.js';
 import type { NativeSourceSession } from '../native/binding.js';
 import { describeAll, openAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
+import { checkCallerSections, SourceExposures } from './exposures.js';
 import { faultsJson } from './faults.js';
 import { Forecaster, type Forecast } from './forecast.js';
 import { connectLink, type OpenLink } from './link.js';
@@ -64,6 +65,7 @@ class SourceMigration {
   /** Guest memory is passed: no page is sent and nothing is tracked. */
   readonly #passing: boolean;
   #session: NativeSourceSession | undefined;
+  #exposures: SourceExposures | undefined;
   #paused = false;
   #stoppedAt: number | undefined;
   #runsAgainAt: number | undefined;
@@ -97,8 +99,10 @@ class SourceMigration {
         );
       }
       throwIfAborted(this.options.signal);
+      checkCallerSections(Object.keys(this.options.sections ?? {}));
       await refuseUnmigratable(this.functions);
       await openAll(this.functions, { signal: this.options.signal });
+      this.#exposures = new SourceExposures(this.functions);
       link = await this.#link();
       parts = new SessionParts({
         functions: this.functions,
@@ -165,7 +169,7 @@ class SourceMigration {
       bandwidthBytesPerSecond: this.#policy.bandwidthBytesPerSecond ?? null,
       idleTimeoutMs: this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS,
       recordPath: this.options.record ?? null,
-      sections: Object.keys(this.options.sections ?? {}),
+      sections: [...(this.#exposures?.names ?? []), ...Object.keys(this.options.sections ?? {})],
       faults: faultsJson(this.options.faults),
     });
   }
@@ -289,9 +293,13 @@ class SourceMigration {
       this.#stoppedAt = performance.now();
       await native(() => session.quiesce());
       await native(() => session.stop());
+      // Before device state is read: what the guest asked for last becomes part of it.
+      await this.#exposures?.save();
     });
     await (this.#passing ? this.#saveState(session) : this.#finalPass(session));
     await this.#phase('prepare', async () => {
+      for (const [name, data] of this.#exposures?.saved() ?? [])
+        await native(() => session.sendSection(name, data, [], []));
       for (const [name, take] of Object.entries(sections ?? {})) {
         const { bytes, names, fds } = sectionParts(await hook(`sections.${name}`, take));
         await native(() => session.sendSection(name, bytes, names, fds));

@@ -202,6 +202,14 @@ export interface NativeVfioUserServer {
   status(): string;
   /** The mapped part of guest memory as its client gives it now (`messageRegions` are not in it); `null` without a client. */
   memory(): NativeGuestMemory | null;
+  /** What identifies the function to a guest; `null` where its exposure has no section of its own. */
+  sectionFormat(): string | null;
+  /** The exposure's section of a function that was stopped, before its state is read. From here on nothing that its client does changes the state. */
+  saveSection(): Promise<Uint8Array>;
+  /** Puts a section in place, after the function's state was loaded and before it runs. */
+  restoreSection(section: Uint8Array): Promise<void>;
+  /** Undoes `restoreSection`. */
+  forgetSection(): Promise<void>;
   /** Takes the socket away, ends the client's connection, drains. Idempotent. */
   close(): Promise<void>;
 }

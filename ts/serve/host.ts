@@ -38,6 +38,19 @@ export interface HostProvisionOptions extends WaitOptions {
   socketPath?: string | undefined;
 }
 
+/**
+ * A function on a socket has the memory of the VMM that connects there. This process sees what the function writes and nothing of what vCPUs
+ * write, so that a migration from here would lose that.
+ */
+function memoryElsewhere(fn: ControlledFunction): Reason | undefined {
+  if (fn.exposure !== 'vfio-user') return undefined;
+  return {
+    code: 'no-guest-memory',
+    message: `the guest memory of ${fn.name} is that of the VMM on its vfio-user socket, and is not moved from here`,
+    mend: 'migrate it in the process of the VMM that has the memory (MigrationSession), or hide it (expose none)',
+  };
+}
+
 /** A function, where it came from, and its memory. */
 export interface HeldFunction {
   readonly fn: ControlledFunction;
@@ -289,7 +302,8 @@ export class Host {
 
   /** Every reason why a function can't be migrated; the journal's as well. */
   async explain({ fn }: HeldFunction, options: WaitOptions): Promise<readonly Reason[]> {
-    const reasons = await fn.explain(options);
+    const elsewhere = memoryElsewhere(fn);
+    const reasons = [...(await fn.explain(options)), ...(elsewhere === undefined ? [] : [elsewhere])];
     const session = this.doubtOf(fn);
     if (session === undefined || reasons.some((r) => r.code === 'in-doubt')) return reasons;
     return [inDoubtReason(fn.name, session), ...reasons];
@@ -297,16 +311,25 @@ export class Host {
 
   /**
    * Runs `work` while nobody else changes, migrates or checks these functions.
-   * @throws TowlineError `ERR_TOWLINE_BUSY`; `ERR_TOWLINE_IN_DOUBT` where one is in doubt and that is not allowed.
+   * @throws TowlineError `ERR_TOWLINE_BUSY`; `ERR_TOWLINE_IN_DOUBT` where one is in doubt and that is not allowed; `ERR_TOWLINE_STATE` where the
+   * guest memory has to be ours and is that of a VMM.
    */
   async exclusively<T>(
     functions: readonly HeldFunction[],
-    options: { inDoubt: 'allowed' | 'refused' },
+    options: { inDoubt: 'allowed' | 'refused'; memory?: 'ours' },
     work: () => Promise<T>,
   ): Promise<T> {
     for (const { fn } of functions) {
       if (this.#busy.has(fn))
         throw new TowlineError('ERR_TOWLINE_BUSY', `${fn.name} is being worked on already`, { function: fn.uuid });
+    }
+    for (const { fn } of functions) {
+      const elsewhere = options.memory === 'ours' ? memoryElsewhere(fn) : undefined;
+      if (elsewhere === undefined) continue;
+      throw new TowlineError('ERR_TOWLINE_STATE', `${fn.name} can't be migrated: ${elsewhere.message}`, {
+        function: fn.uuid,
+        details: { reasons: [elsewhere] },
+      });
     }
     for (const { fn } of options.inDoubt === 'refused' ? functions : []) {
       const session = this.doubtOf(fn);

@@ -34,6 +34,7 @@ const DAY_MS = 86_400_000;
 
 /** What is in doubt is left alone by all but `recover`. */
 const REFUSED = { inDoubt: 'refused' } as const;
+const OWN_MEMORY = { ...REFUSED, memory: 'ours' } as const;
 
 function readConfig(params: Params): FunctionConfig {
   return {
@@ -190,7 +191,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
         linkTimeoutMs: params.optionalCount('linkTimeoutMs', 1, DAY_MS),
       }),
     };
-    return host.exclusively(found, REFUSED, async () => {
+    return host.exclusively(found, OWN_MEMORY, async () => {
       const functions = found.map(({ fn }) => fn);
       const report = await follow(migrate(functions, options), context);
       if (report.outcome !== 'committed') return report;
@@ -215,7 +216,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
         linkTimeoutMs: params.optionalCount('linkTimeoutMs', 1, DAY_MS),
       }),
     };
-    return host.exclusively(found, REFUSED, () =>
+    return host.exclusively(found, OWN_MEMORY, () =>
       follow(
         receive(
           found.map(({ fn }) => fn),

@@ -10,7 +10,7 @@ use serde_json::json;
 use towline_core::bar::Filter;
 use towline_nvme::model::CONTROLLING_CNTLID;
 use towline_vfio_user::nvme::{NvmeFunction, NvmeFunctionError, NvmeFunctionOptions};
-use towline_vfio_user::{ServerError, ServerOptions, VfioUserListener, VfioUserServer};
+use towline_vfio_user::{SectionError, ServerError, ServerOptions, VfioUserListener, VfioUserServer};
 
 use crate::fault::Fault;
 use crate::memory::GuestMemory;
@@ -36,6 +36,19 @@ impl From<NvmeFunctionError> for Fault {
             NvmeFunctionError::NoController { .. } => "ERR_TOWLINE_NOT_FOUND",
             NvmeFunctionError::FilterSize { .. } => "ERR_TOWLINE_INVALID_ARGUMENT",
             NvmeFunctionError::MapDoorbells => "ERR_TOWLINE_UNSUPPORTED",
+            _ => "ERR_TOWLINE_INTERNAL",
+        };
+        Self::new(code, e.to_string())
+    }
+}
+
+impl From<SectionError> for Fault {
+    fn from(e: SectionError) -> Self {
+        let code = match &e {
+            SectionError::Format(_) | SectionError::Mismatch(_) => "ERR_TOWLINE_BAD_STATE",
+            SectionError::NotStopped(_) => "ERR_TOWLINE_STATE",
+            SectionError::Busy(_) => "ERR_TOWLINE_BUSY",
+            SectionError::Unsupported => "ERR_TOWLINE_UNSUPPORTED",
             _ => "ERR_TOWLINE_INTERNAL",
         };
         Self::new(code, e.to_string())
@@ -152,6 +165,32 @@ impl NativeVfioUserServer {
     #[napi]
     pub fn memory(&self) -> Option<GuestMemory> {
         self.server.memory().map(|memory| GuestMemory::of(memory.mapped()))
+    }
+
+    #[napi]
+    pub fn section_format(&self) -> Option<String> {
+        self.server.section_format()
+    }
+
+    #[napi]
+    pub fn save_section<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        let server = self.server.clone();
+        run(env, "vfio-user-save", move || Ok(Uint8Array::new(server.save_section()?)))
+    }
+
+    #[napi]
+    pub fn restore_section<'e>(&self, env: &'e Env, section: Uint8Array) -> napi::Result<Object<'e>> {
+        let (server, section) = (self.server.clone(), section.to_vec());
+        run(env, "vfio-user-restore", move || Ok(server.restore_section(&section)?))
+    }
+
+    #[napi]
+    pub fn forget_section<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        let server = self.server.clone();
+        run(env, "vfio-user-forget", move || {
+            server.forget_section();
+            Ok(())
+        })
     }
 
     #[napi]

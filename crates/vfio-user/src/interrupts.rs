@@ -149,11 +149,21 @@ impl Interrupts {
         self.lock().vectors.iter_mut().for_each(|vector| vector.pending = false);
     }
 
+    /// Which vectors have an eventfd now, as [`Interrupts::pending_bits`] has it.
+    #[must_use]
+    pub fn wired_bits(&self) -> Vec<u8> {
+        self.bits(|vector| vector.trigger.is_some())
+    }
+
     /// The pending bit array of MSI-X: bit `n % 8` of byte `n / 8` is vector `n`.
     #[must_use]
     pub fn pending_bits(&self) -> Vec<u8> {
+        self.bits(|vector| vector.pending)
+    }
+
+    fn bits(&self, which: impl Fn(&Vector) -> bool) -> Vec<u8> {
         let inner = self.lock();
-        let byte = |chunk: &[Vector]| (0u8..).zip(chunk).fold(0, |byte, (bit, v)| byte | u8::from(v.pending) << bit);
+        let byte = |chunk: &[Vector]| (0u8..).zip(chunk).fold(0, |byte, (bit, v)| byte | u8::from(which(v)) << bit);
         inner.vectors.chunks(8).map(byte).collect()
     }
 }

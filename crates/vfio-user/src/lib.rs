@@ -7,18 +7,22 @@
 //!
 //! [`VfioUserServer`] serves any [`pci::PciFunction`]; [`nvme::NvmeFunction`] is the one for a controller of the embedded subsystem.
 //!
-//! Protocol: QEMU's `docs/interop/vfio-user.rst`, version 0.0, without migration.
+//! Protocol: QEMU's `docs/interop/vfio-user.rst`, version 0.0, without its migration: a function that is migrated is commanded by its
+//! controlling function. What the exposure itself keeps of it travels as an [`ExposureSection`].
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod control;
 mod interrupts;
 mod memory;
 pub mod nvme;
 pub mod pci;
 mod peer;
 pub mod protocol;
+mod section;
 mod server;
 mod socket;
 
 pub use interrupts::Interrupts;
 pub use memory::{ClientMemory, DmaError};
+pub use section::{ExposureSection, SectionError, SectionIdentity};
 pub use server::{ServerError, ServerOptions, ServerStatus, VfioUserListener, VfioUserServer};

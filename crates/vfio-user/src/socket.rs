@@ -16,10 +16,13 @@ use rustix::net::{
     send,
 };
 
+use crate::control::Control;
 use crate::protocol::{DecodeError, HEADER_BYTES, Header, MAX_FDS};
 
 /// How long a failed accept is not tried again.
 pub(crate) const PAUSE: Duration = Duration::from_millis(100);
+/// How often it is looked whether clients may come again, or commands are done.
+const LOOK: Duration = Duration::from_millis(2);
 /// The most bytes that wait to be sent. A client that takes less is not reading any more.
 const MAX_OUTGOING_BYTES: usize = 16 << 20;
 
@@ -179,6 +182,10 @@ pub(crate) struct Inbox<'a> {
     pub(crate) listener: &'a OwnedFd,
     pub(crate) wake: &'a Wake,
     pub(crate) stop: &'a dyn Fn() -> bool,
+    /// Who wants to know when everything that the client has sent is done.
+    pub(crate) control: &'a Control,
+    /// Whether everything that was received is done.
+    pub(crate) idle: &'a dyn Fn() -> bool,
     /// Until when the listener is left alone: accepting failed, and would again.
     pub(crate) paused: Cell<Option<Instant>>,
 }
@@ -236,12 +243,14 @@ impl Inbox<'_> {
 
     /// Sleeps until something comes in; sends meanwhile what there is room for.
     fn wait(&self) -> Result<(), Ended> {
+        let mut seen = None;
         loop {
             // Cleared first: what is set from here on ends the sleep.
             self.wake.clear();
             if (self.stop)() {
                 return Err(Ended::Stopped);
             }
+            let wish = self.control.wish();
             let unsent = self.outbox.flush().map_err(|Broken| Ended::Protocol("its answers are not taken".into()))?;
             let interest = if unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             let pause = self.paused.get().and_then(|until| until.checked_duration_since(Instant::now()));
@@ -251,7 +260,10 @@ impl Inbox<'_> {
                 PollFd::new(self.wake, PollFlags::IN),
                 PollFd::new(self.listener, if pause.is_some() { PollFlags::empty() } else { PollFlags::IN }),
             ];
-            let limit = pause.and_then(|pause| Timespec::try_from(pause).ok());
+            // Who waits for this client gets the first look at once, and the others soon.
+            let look = wish.map(|wish| if seen == Some(wish) { LOOK } else { Duration::ZERO });
+            seen = wish;
+            let limit = look.into_iter().chain(pause).min().and_then(|limit| Timespec::try_from(limit).ok());
             match poll(&mut fds, limit.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(Ended::System { call: "poll", errno }),
@@ -263,6 +275,9 @@ impl Inbox<'_> {
             }
             if socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
                 return Ok(());
+            }
+            if let Some(wish) = wish.filter(|_| (self.idle)()) {
+                self.control.fulfil(wish);
             }
         }
     }
@@ -277,16 +292,24 @@ fn accept(listener: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
     }
 }
 
-/// Waits for a client. `None` once `stop` says so.
+/// Waits for a client. `None` once `stop` says so. While `closed` says so nobody is accepted: who connects waits.
 pub(crate) fn wait_for_client(
     listener: &OwnedFd,
     wake: &Wake,
     stop: &dyn Fn() -> bool,
+    closed: &dyn Fn() -> bool,
 ) -> Result<Option<OwnedFd>, Ended> {
     loop {
         wake.clear();
         if stop() {
             return Ok(None);
+        }
+        if closed() {
+            let limit = Timespec::try_from(LOOK).ok();
+            match poll(&mut [PollFd::new(wake, PollFlags::IN)], limit.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => continue,
+                Err(errno) => return Err(Ended::System { call: "poll", errno }),
+            }
         }
         if let Some(socket) = accept(listener).map_err(system("accept"))? {
             return Ok(Some(socket));

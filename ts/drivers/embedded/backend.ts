@@ -2,8 +2,9 @@
  * The surroundings of the embedded controlling function: where a real one has sysfs and ioctls, this one has the model.
  */
 import { resolve } from 'node:path';
+import { throwIfAborted } from '../../abort.js';
 import { native, nativeSync, TowlineError } from '../../errors.js';
-import type { ExposureName, ExposeOptions, Reason, Visibility } from '../../function/types.js';
+import type { ExposureName, ExposeOptions, ExposureState, Visibility } from '../../function/types.js';
 import type { EmbeddedController, NativeSubsystem } from '../../native/binding.js';
 import type { NativeVfioUserServer } from '../../native/host-binding.js';
 import { NativeNvmeAdmin } from '../nvme/admin.js';
@@ -95,17 +96,23 @@ export class EmbeddedBackend implements NvmeBackend {
     };
   }
 
-  /** What of a function on a socket keeps it from being migrated. */
-  async explain(cntlid: number): Promise<readonly Reason[]> {
-    const served = this.#servers.get(cntlid);
-    if (served === undefined) return [];
-    return [
-      {
-        code: 'exposure-not-transferable',
-        message: `the function is on the vfio-user socket ${served.path}, whose connection and guest memory can't be passed on yet`,
-        mend: 'hide it (expose none), and expose it again where it went to',
+  /** Config space and interrupts that are not delivered, of a function on a socket. */
+  exposureState(cntlid: number): ExposureState | undefined {
+    const server = this.#servers.get(cntlid)?.server;
+    const format = server?.sectionFormat() ?? undefined;
+    if (server === undefined || format === undefined) return undefined;
+    return {
+      format,
+      save: async ({ signal } = {}) => {
+        throwIfAborted(signal);
+        return native(() => server.saveSection());
       },
-    ];
+      restore: async (section, { signal } = {}) => {
+        throwIfAborted(signal);
+        return native(() => server.restoreSection(section));
+      },
+      forget: () => native(() => server.forgetSection()),
+    };
   }
 
   async close(): Promise<void> {

@@ -32,12 +32,24 @@ export interface DevlinkAttributes {
   migratable?: boolean;
 }
 
+/** What of an open PCI device is not in its device state: config space, and the wiring of its interrupts. */
+export interface VfioConfig {
+  /** The section of a stopped device. `index`: 0 INTx, 1 MSI, 2 MSI-X, `null` where nothing is wired; `wired`: which of its vectors are. */
+  save(index: number | null, wired: readonly boolean[]): Promise<Uint8Array>;
+  /** Puts a section back, with an eventfd for each vector in order. */
+  restore(section: Uint8Array, eventfds: readonly number[]): Promise<void>;
+  /** Wires eventfds to the vectors of `index` from 0 on; -1 leaves one out, an empty list disables the index. */
+  setIrqs(index: number, eventfds: readonly number[]): Promise<void>;
+}
+
 /** An open VFIO device. */
 export interface OpenVfio {
   readonly info: VfioInfo;
   readonly channel: StateChannel;
   /** `null` where nobody can tell what it wrote. */
   readonly source: DirtySource | null;
+  /** `undefined` for a device without config space. */
+  readonly config?: VfioConfig | undefined;
   mapMemory(memory: GuestMemory): Promise<void>;
   unmapMemory(): Promise<void>;
   /** Idempotent. */
@@ -81,6 +93,9 @@ export interface HostPort {
    */
   openers(paths: readonly string[]): Promise<readonly number[]>;
 }
+
+/** `VFIO_PCI_CONFIG_REGION_INDEX` */
+const CONFIG_REGION = 7;
 
 /** Finds who has a file open by the links in /proc; processes of others are skipped where they may not be looked into. */
 async function openersOf(paths: readonly string[]): Promise<number[]> {
@@ -213,10 +228,18 @@ export class NativeHostPort implements HostPort {
       const handle = device.dirtySource();
       const source = handle === null ? null : wrapDirtySource(handle);
       const channel = wrapStateChannel(device.stateChannel());
+      const info = JSON.parse(device.info()) as VfioInfo;
       return {
-        info: JSON.parse(device.info()) as VfioInfo,
+        info,
         channel,
         source,
+        config: info.regions.some((region) => region.index === CONFIG_REGION)
+          ? {
+              save: (index, wired) => native(() => device.saveExposure(index, [...wired])),
+              restore: (section, eventfds) => native(() => device.restoreExposure(section, [...eventfds])),
+              setIrqs: (index, eventfds) => native(() => device.setIrqs(index, 0, [...eventfds])),
+            }
+          : undefined,
         mapMemory: (memory) => native(() => device.mapMemory(memory.native())),
         unmapMemory: () => native(() => device.unmapMemory()),
         close: async () => {

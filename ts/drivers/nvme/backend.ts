@@ -2,7 +2,14 @@
  * What of an NVMe controlling function is not an admin command: which functions its host sees, and how they come and go.
  */
 import type { WaitOptions } from '../../abort.js';
-import type { ExposureName, FunctionKind, FunctionLocation, Reason, Visibility } from '../../function/types.js';
+import type {
+  ExposureName,
+  ExposureState,
+  FunctionKind,
+  FunctionLocation,
+  Reason,
+  Visibility,
+} from '../../function/types.js';
 import type { Claims } from '../host/claims.js';
 import type { PoolGuard } from '../pool.js';
 import type { VfioHandle } from '../vfio/handle.js';
@@ -74,6 +81,8 @@ export interface NvmeBackend {
   ): Readonly<Partial<Record<ExposureName, Visibility | string>>> | undefined;
   /** How it is visible now. */
   exposure?(cntlid: number): Promise<ExposureName>;
+  /** What its exposure keeps of it now; `undefined` where that is nothing. */
+  exposureState?(cntlid: number): ExposureState | undefined;
   /** The VFIO device that carries its state; `undefined` where the controlling function does, by Migration Send and Receive. @internal */
   migratesBy?(cntlid: number): VfioHandle | undefined;
   /** Closes that VFIO device for good: the function that had it is closed. */

@@ -7,6 +7,7 @@ import { TowlineError } from '../../errors.js';
 import { BaseFunction } from '../../function/controlled.js';
 import type {
   ExposureName,
+  ExposureState,
   FunctionDescriptor,
   FunctionIdentity,
   FunctionLocation,
@@ -51,6 +52,11 @@ export class NvmeFunction extends BaseFunction {
   /** @internal The VFIO device that carries its state; `undefined` where its controlling function does. */
   get handle(): VfioHandle | undefined {
     return this.#left ? undefined : this.#backend.migratesBy?.(this.cntlid);
+  }
+
+  get exposureState(): ExposureState | undefined {
+    if (this.#left) return undefined;
+    return this.handle?.exposureState ?? this.#backend.exposureState?.(this.cntlid);
   }
 
   protected openChannel(): StateChannel {

@@ -4,7 +4,7 @@
 import { throwIfAborted, type WaitOptions } from '../../abort.js';
 import { BaseFunction } from '../../function/controlled.js';
 import type { DirtySource, StateChannel } from '../../function/channel.js';
-import type { FunctionIdentity, FunctionLocation, FunctionSpec, Reason } from '../../function/types.js';
+import type { ExposureState, FunctionIdentity, FunctionLocation, FunctionSpec, Reason } from '../../function/types.js';
 import type { GuestMemory } from '../../migration/memory.js';
 import type { ControllingFunction } from '../driver.js';
 import type { VfioHandle } from './handle.js';
@@ -23,6 +23,11 @@ export abstract class VfioFunction extends BaseFunction {
   /** @internal */
   get handle(): VfioHandle {
     return this.#handle;
+  }
+
+  /** Config space and interrupts, where this process has opened the device itself; under a VMM they are the VMM's. */
+  get exposureState(): ExposureState | undefined {
+    return this.#handle.exposureState;
   }
 
   protected openChannel(): StateChannel {
@@ -54,6 +59,15 @@ export abstract class VfioFunction extends BaseFunction {
    */
   useDevice(fd: number | null): void {
     this.#handle.adopt(fd);
+  }
+
+  /**
+   * Wires eventfds to its interrupts `index` (0 INTx, 1 MSI, 2 MSI-X), from vector 0 on; -1 leaves one out, an empty list disables them. They
+   * stay the caller's, and have to stay open as long as they are wired. At the destination of a migration they are wired before it: which of
+   * them are armed there is what the source had.
+   */
+  async wireInterrupts(index: number, eventfds: readonly number[]): Promise<void> {
+    await this.#handle.setIrqs(index, eventfds);
   }
 
   /** Maps guest memory for its DMA, IOVA = guest address, from when it is opened. */

@@ -11,9 +11,11 @@ import {
   type StateChannel,
 } from '../../function/channel.js';
 import type { DeviceState, MigrationFlags } from '../../function/state.js';
+import type { ExposureState } from '../../function/types.js';
 import type { GuestMemory } from '../../migration/memory.js';
 import type { NativeStateChannel } from '../../native/binding.js';
 import type { HostPort, OpenVfio, VfioInfo } from '../host/port.js';
+import { configState, type Wiring } from './config.js';
 import { UntrackedWrites } from './untracked.js';
 
 /** How the VFIO device of a function is opened. */
@@ -41,6 +43,7 @@ export class VfioHandle {
   #fd: number | null = null;
   #memory: GuestMemory | undefined;
   #untracked: UntrackedWrites | undefined;
+  #wiring: Wiring | undefined;
 
   constructor(host: HostPort, name: string, options: VfioOpenOptions = {}) {
     this.#host = host;
@@ -142,6 +145,29 @@ export class VfioHandle {
     return [this.#untracked];
   }
 
+  /**
+   * Config space and the wiring of interrupts, where they are this process's. Of a device whose descriptor somebody else lent they are that one's, a
+   * VMM's say, who restores them by himself.
+   */
+  get exposureState(): ExposureState | undefined {
+    if (this.borrowed || this.#open?.config === undefined) return undefined;
+    return configState(this.#open, this.#open.config, () => this.#wiring);
+  }
+
+  /**
+   * Wires eventfds to the vectors of an index from 0 on; -1 leaves one out, an empty list disables the index. They stay the caller's and have
+   * to stay open: after a migration they are wired anew.
+   * @throws TowlineError `ERR_TOWLINE_UNSUPPORTED` for a device without config space.
+   */
+  async setIrqs(index: number, eventfds: readonly number[]): Promise<void> {
+    const { config } = this.opened();
+    if (config === undefined) {
+      throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `the VFIO device ${this.name} has no interrupts of PCI`);
+    }
+    await config.setIrqs(index, eventfds);
+    this.#wiring = eventfds.length === 0 ? undefined : { index, eventfds: [...eventfds] };
+  }
+
   /** The open device. @throws TowlineError `ERR_TOWLINE_STATE` while it is not. */
   opened(): OpenVfio {
     if (this.#open !== undefined) return this.#open;
@@ -158,6 +184,7 @@ export class VfioHandle {
     const device = await opening.catch(() => undefined);
     this.#opening = undefined;
     this.#open = undefined;
+    this.#wiring = undefined;
     await device?.close();
   }
 }

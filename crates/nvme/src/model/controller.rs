@@ -13,10 +13,11 @@ use towline_core::memory::GuestMemory;
 
 use super::config::ModelError;
 use super::dma::Dma;
-use super::engine::{Engine, Identity};
+use super::engine::{Engine, Identity, Suspension};
 use super::front::{DOORBELLS, Front, Presence};
 use super::interrupts::InterruptSink;
 use super::signal::{Signal, lock};
+use crate::status::StatusCode;
 
 /// What a controller is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -171,9 +172,33 @@ impl Controller {
         self.with(|engine| engine.vectors.pending(vector))
     }
 
-    /// Queue pairs (the admin queue included) and MSI-X vectors that it may use now.
+    /// Sets the pending bit of an MSI-X vector, as a migration brings it along. Of a suspended controller it is raised with Resume.
+    pub fn set_vector_pending(&self, vector: u16) {
+        self.with(|engine| engine.vectors.set_pending(vector));
+    }
+
+    /// Whether it is suspended by Migration Send.
+    pub fn suspended(&self) -> bool {
+        self.with(|engine| engine.suspension == Suspension::Suspended)
+    }
+
+    /// Settles the state of a suspended controller: what the host wrote so far is in it, and what it writes from here on is held until Resume,
+    /// in its order, or until a reset. Reads answer as before.
+    ///
+    /// # Errors
+    /// Controller Not Suspended: also where what the host wrote last has reset it.
+    pub fn seal(&self) -> Result<(), StatusCode> {
+        self.with(Engine::seal)
+    }
+
+    /// Whether [`Controller::seal`] holds what the host writes. Does not wait for anything.
+    pub fn sealed(&self) -> bool {
+        lock(&self.front).sealed()
+    }
+
+    /// Queue pairs (the admin queue included) and MSI-X vectors that it may use now. Does not wait for DMA.
     pub fn resources(&self) -> (u16, u16) {
-        self.with(|engine| (engine.queues, engine.vectors_max))
+        lock(&self.front).resources
     }
 
     /// Where in the controlling PF's BAR its doorbell page of 4096 bytes is; only for [`ControllerKind::Siov`].

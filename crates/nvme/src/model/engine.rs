@@ -156,7 +156,13 @@ impl Engine {
 
     /// Looks at what was written to CC.
     pub(crate) fn apply_registers(&mut self) {
-        let events = lock(&self.front).take_events();
+        let events = {
+            let mut front = lock(&self.front);
+            if front.sealed() {
+                return;
+            }
+            front.take_events()
+        };
         if events.reset {
             self.reset();
         }
@@ -254,9 +260,7 @@ impl Engine {
     fn cascade(&mut self, function_reset: bool) {
         let inner = self.subsystem.as_ref().and_then(Weak::upgrade);
         if let Some((queues, vectors)) = inner.and_then(|inner| inner.primary_reset(function_reset)) {
-            self.queues = queues;
-            self.vectors_max = vectors;
-            self.vectors.resize(vectors);
+            self.set_resources(queues, vectors);
         }
     }
 
@@ -300,24 +304,45 @@ impl Engine {
         }
     }
 
+    /// Settles the state of a suspended controller: it is read from here on, and nothing that the host writes changes it until Resume or
+    /// a reset. What it wrote before is in it.
+    ///
+    /// # Errors
+    /// The controller is not suspended, or what the host wrote last has ended that.
+    pub(crate) fn seal(&mut self) -> Result<(), StatusCode> {
+        if self.suspension == Suspension::Suspended {
+            self.apply_registers();
+            self.apply_doorbells();
+        }
+        if self.suspension != Suspension::Suspended || self.staged.is_some() {
+            return Err(StatusCode::ControllerNotSuspended);
+        }
+        lock(&self.front).seal();
+        Ok(())
+    }
+
     /// Takes a secondary controller offline: it loses its queues and vectors, and its registers say CFS.
     /// Tracking ends: the next tenant's writes are none of who tracked the last one's.
     pub(crate) fn go_offline(&mut self, presence: Presence) {
         self.clear();
         self.set_tracking(None);
-        self.queues = 0;
-        self.vectors_max = 0;
-        self.vectors.resize(0);
+        self.set_resources(0, 0);
         let mut front = lock(&self.front);
         front.clear();
         front.presence = presence;
     }
 
-    pub(crate) fn go_online(&mut self, queues: u16, vectors: u16) {
-        self.clear();
+    /// Queue pairs, admin included, and vectors that it may use from here on.
+    pub(crate) fn set_resources(&mut self, queues: u16, vectors: u16) {
         self.queues = queues;
         self.vectors_max = vectors;
         self.vectors.resize(vectors);
+        lock(&self.front).resources = (queues, vectors);
+    }
+
+    pub(crate) fn go_online(&mut self, queues: u16, vectors: u16) {
+        self.clear();
+        self.set_resources(queues, vectors);
         let mut front = lock(&self.front);
         front.clear();
         front.presence = Presence::Online;

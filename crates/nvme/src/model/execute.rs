@@ -88,8 +88,8 @@ impl Engine {
         }
         loop {
             let mut front = lock(&self.front);
-            // A reset was asked for: what was rung before it means nothing any more.
-            if front.reset_pending() {
+            // A reset was asked for: what was rung before it means nothing any more. A sealed state does not change.
+            if front.reset_pending() || front.sealed() {
                 return;
             }
             if front.take_stray_doorbell() {

@@ -26,6 +26,8 @@ const CC_SHN: u32 = 0b11 << 14;
 /// Bits of CC and AQA that are not reserved.
 const CC_BITS: u32 = 0x01ff_fff1;
 const AQA_BITS: u32 = 0x0fff_0fff;
+/// The most words of registers that are held while the state is on its way. A driver writes about ten to set a controller going.
+const MAX_HELD: usize = 1024;
 
 /// How a controller's registers answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub(crate) struct DoorbellWrite {
 #[derive(Debug)]
 pub(crate) struct Front {
     pub presence: Presence,
+    /// Queue pairs, admin included, and vectors that the controller may use.
+    pub resources: (u16, u16),
     cap: u64,
     interrupt_mask: u32,
     pub cc: u32,
@@ -73,6 +77,10 @@ pub(crate) struct Front {
     doorbells: Vec<Option<u32>>,
     rung: VecDeque<u16>,
     stray_doorbell: bool,
+    /// What was written to registers since the state was sealed: word and value, to be written once the controller runs again.
+    held: Option<Vec<(u64, u32)>>,
+    /// More was written than is held.
+    held_overflow: bool,
 }
 
 impl Front {
@@ -82,6 +90,7 @@ impl Front {
         let cap = mqes | 1 << 16 | TIMEOUT_UNITS << 24 | 1 << 37 | u64::from(MPS_MAX) << 52;
         Self {
             presence,
+            resources: (queues, 0),
             cap,
             interrupt_mask: 0,
             cc: 0,
@@ -93,6 +102,28 @@ impl Front {
             doorbells: vec![None; usize::from(queues) * 2],
             rung: VecDeque::new(),
             stray_doorbell: false,
+            held: None,
+            held_overflow: false,
+        }
+    }
+
+    /// From here on registers do not change: what is written to them is kept until [`Front::unseal`]. Doorbells that are rung are noted as
+    /// ever; the engine looks at none meanwhile.
+    pub(crate) fn seal(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    pub(crate) fn sealed(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Writes what was held, in its order. Where more came than could be kept, the controller has failed.
+    pub(crate) fn unseal(&mut self) {
+        for (word, value) in self.held.take().unwrap_or_default() {
+            self.write_word(word, value);
+        }
+        if std::mem::take(&mut self.held_overflow) {
+            self.fail();
         }
     }
 
@@ -100,6 +131,7 @@ impl Front {
     pub(crate) fn clear(&mut self) {
         (self.interrupt_mask, self.cc, self.csts, self.aqa, self.asq, self.acq) = (0, 0, 0, 0, 0, 0);
         self.reset = false;
+        (self.held, self.held_overflow) = (None, false);
         self.forget_doorbells();
     }
 
@@ -238,6 +270,9 @@ impl Front {
 
     /// What a narrow write is merged into: nothing for registers where a written 1 acts.
     fn current(&self, word: u64) -> u32 {
+        if let Some((_, value)) = self.held.iter().flatten().rev().find(|(at, _)| *at == word) {
+            return if matches!(word, 0x0c | 0x10) { 0 } else { *value };
+        }
         match word {
             0x14 => self.cc,
             0x24 => self.aqa,
@@ -250,6 +285,14 @@ impl Front {
     }
 
     fn write_word(&mut self, word: u64, value: u32) -> bool {
+        if let Some(held) = &mut self.held {
+            if held.len() < MAX_HELD {
+                held.push((word, value));
+            } else {
+                self.held_overflow = true;
+            }
+            return false;
+        }
         match word {
             0x0c => self.interrupt_mask |= value,
             0x10 => self.interrupt_mask &= !value,
@@ -351,6 +394,33 @@ mod tests {
         assert_eq!(front.take_doorbell(), None);
         front.write_doorbells(24, &1u32.to_le_bytes());
         assert!(front.take_stray_doorbell() && !front.take_stray_doorbell());
+    }
+
+    #[test]
+    fn what_is_written_while_sealed_comes_later_and_in_order() {
+        let mut front = front();
+        front.seal();
+        assert!(!front.write(0x24, &[31, 0]));
+        assert!(!front.write(0x26, &[63, 0]), "merged with what is held");
+        assert!(!front.write(0x14, &1u32.to_le_bytes()));
+        assert_eq!((front.aqa, read_u32(&front, 0x14)), (0, 0));
+        front.unseal();
+        assert_eq!((front.aqa, front.cc), (63 << 16 | 31, 1));
+        // Doorbells stay what they are.
+        front.csts = CSTS_RDY;
+        front.seal();
+        front.write_doorbells(8, &5u32.to_le_bytes());
+        front.unseal();
+        assert_eq!(front.take_doorbell(), Some(DoorbellWrite { index: 2, value: 5 }));
+        // A reset forgets it; too much is not kept in silence.
+        front.seal();
+        front.write(0x0c, &1u32.to_le_bytes());
+        front.clear();
+        assert!(!front.sealed() && front.interrupt_mask == 0);
+        front.seal();
+        (0..=MAX_HELD).for_each(|_| assert!(!front.write(0x0c, &1u32.to_le_bytes())));
+        front.unseal();
+        assert_eq!(front.csts & CSTS_CFS, CSTS_CFS);
     }
 
     #[test]

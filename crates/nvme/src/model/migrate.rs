@@ -9,6 +9,7 @@ use super::controller::Controller;
 use super::engine::{Engine, Suspension, Waiter};
 use super::execute::Execution;
 use super::queue::{Failure, Outcome};
+use super::signal::lock;
 use super::subsystem::Inner;
 use super::tracking::{MAX_DESCRIPTORS, MAX_GRANULARITY, Tracking};
 use crate::command::{AdminCommand, SubmissionEntry};
@@ -210,6 +211,7 @@ impl Engine {
             return Err(StatusCode::ControllerNotSuspended.into());
         }
         self.suspension = Suspension::Active;
+        lock(&self.front).unseal();
         // Interrupts may have been lost with the source: a host that finds nothing new ignores one too many.
         let unread: Vec<u16> =
             self.cqs.values().filter(|cq| cq.interrupts && cq.used() > 0).map(|cq| cq.vector).collect();

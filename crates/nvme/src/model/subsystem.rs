@@ -230,7 +230,7 @@ impl Inner {
             stats: super::log::Stats::default(),
             errors: super::log::ErrorLog::default(),
         };
-        engine.vectors.resize(vectors);
+        engine.set_resources(queues, vectors);
         Controller::start(id, front, engine, signal, doorbell_page)
     }
 

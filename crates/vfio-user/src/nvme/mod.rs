@@ -5,14 +5,15 @@
 
 mod bar;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use towline_core::bar::{BarTarget, Filter, FilteredBar, NoTraps, PolicyError};
 use towline_core::memory::GuestMemory;
 use towline_nvme::model::{Controller, ControllerKind, InterruptSink, Subsystem};
 
-use crate::Interrupts;
 use crate::pci::{CONFIG_REGION, ConfigSpace, FunctionDescription, MSIX_PBA_OFFSET, PciFunction};
+use crate::{ExposureSection, Interrupts, SectionError, SectionIdentity};
 
 /// The vendor of the model, which nobody who registers uses; see Identify Controller.
 const VENDOR: u16 = 0x1234;
@@ -22,6 +23,7 @@ const DEVICE_VF: u16 = 0x7456;
 const DEVICE_SIOV: u16 = 0x7453;
 /// NVM Express I/O controller (PCI Code and ID Assignment, class 01h, subclass 08h, interface 02h).
 const CLASS: u32 = 0x01_0802;
+const REVISION: u8 = 1;
 const BAR4_BYTES: u64 = 0x2000;
 
 /// How a controller is made a PCI function.
@@ -65,6 +67,11 @@ pub enum NvmeFunctionError {
 struct State {
     config: ConfigSpace,
     vectors: u16,
+    device: u16,
+    /// Config space was brought along for a client that has not come yet.
+    restored: bool,
+    /// The client went while the function was sealed.
+    reset_due: bool,
     client: Option<(Arc<dyn GuestMemory>, Arc<Interrupts>)>,
     /// The controller has the client's memory.
     does_dma: bool,
@@ -77,6 +84,8 @@ pub struct NvmeFunction {
     bar0_bytes: u64,
     most_vectors: u16,
     state: Mutex<State>,
+    /// The client has come after the state that was restored, and has yet to say that its memory is there.
+    held_back: AtomicBool,
 }
 
 /// The controller, what stands for its BAR0, and how many bytes that has.
@@ -126,11 +135,12 @@ impl NvmeFunction {
             ControllerKind::ControllingPf | ControllerKind::Pf => config.pf_vectors,
             ControllerKind::Vf | ControllerKind::Siov => config.max_vectors_per_function,
         };
-        let (config, vectors) = describe(&controller, bar0_bytes, most_vectors);
-        let state = Mutex::new(State { config, vectors, client: None, does_dma: false });
+        let (config, vectors, device) = describe(&controller, bar0_bytes, most_vectors);
+        let (restored, reset_due, does_dma) = (false, false, false);
+        let state = Mutex::new(State { config, vectors, device, restored, reset_due, client: None, does_dma });
         controller.detach();
         controller.flr();
-        Ok(Self { controller, bar0, bar0_bytes, most_vectors, state })
+        Ok(Self { controller, bar0, bar0_bytes, most_vectors, state, held_back: AtomicBool::new(false) })
     }
 
     /// The controller.
@@ -145,7 +155,7 @@ impl NvmeFunction {
 
     /// Gives the controller the client's memory, or takes it away, as config space says.
     fn apply_dma(&self, state: &mut State) {
-        let wanted = state.config.may_do_dma();
+        let wanted = state.config.may_do_dma() && !self.held_back.load(Ordering::Acquire);
         match &state.client {
             Some((memory, interrupts)) if wanted && !state.does_dma => {
                 let sink: Arc<dyn InterruptSink> = Arc::clone(interrupts) as Arc<dyn InterruptSink>;
@@ -155,6 +165,22 @@ impl NvmeFunction {
             _ => {}
         }
         state.does_dma = wanted && state.client.is_some();
+    }
+
+    /// Config space and vectors as after power-up, with what the controller has now.
+    fn describe(&self, state: &mut State) {
+        (state.config, state.vectors, state.device) = describe(&self.controller, self.bar0_bytes, self.most_vectors);
+    }
+
+    fn identity(&self, state: &State) -> SectionIdentity {
+        SectionIdentity {
+            vendor: VENDOR,
+            device: state.device,
+            class_revision: CLASS << 8 | u32::from(REVISION),
+            bar0_bytes: self.bar0_bytes,
+            bar4_bytes: BAR4_BYTES,
+            vectors: state.vectors,
+        }
     }
 
     /// What any reset of the function does.
@@ -178,7 +204,7 @@ impl NvmeFunction {
 }
 
 /// Config space and vectors, as many as the controller has now. One that is offline has none yet; it may get as many as one can have.
-fn describe(controller: &Controller, bar0_bytes: u64, most_vectors: u16) -> (ConfigSpace, u16) {
+fn describe(controller: &Controller, bar0_bytes: u64, most_vectors: u16) -> (ConfigSpace, u16, u16) {
     let vectors = match controller.resources() {
         (_, 0) => most_vectors,
         (_, vectors) => vectors,
@@ -192,22 +218,29 @@ fn describe(controller: &Controller, bar0_bytes: u64, most_vectors: u16) -> (Con
     let description = FunctionDescription {
         vendor: VENDOR,
         device,
-        revision: 1,
+        revision: REVISION,
         class: CLASS,
         bar0_bytes,
         bar4_bytes: BAR4_BYTES,
         vectors,
     };
-    (ConfigSpace::new(&description), vectors)
+    (ConfigSpace::new(&description), vectors, device)
 }
 
 impl PciFunction for NvmeFunction {
     fn prepare(&self) {
+        let (restored, reset_due) = {
+            let mut state = self.lock();
+            (std::mem::take(&mut state.restored), std::mem::take(&mut state.reset_due))
+        };
+        if restored {
+            return;
+        }
+        if reset_due {
+            self.controller.flr();
+        }
         // Resources may have been assigned since the client before.
-        let (config, vectors) = describe(&self.controller, self.bar0_bytes, self.most_vectors);
-        let mut state = self.lock();
-        state.config = config;
-        state.vectors = vectors;
+        self.describe(&mut self.lock());
     }
 
     fn region_bytes(&self, region: u32) -> u64 {
@@ -232,7 +265,13 @@ impl PciFunction for NvmeFunction {
         self.controller.detach();
         state.does_dma = false;
         state.client = None;
-        self.controller.flr();
+        state.restored = false;
+        self.held_back.store(false, Ordering::Release);
+        if self.controller.sealed() {
+            state.reset_due = true;
+        } else {
+            self.controller.flr();
+        }
     }
 
     fn read(&self, region: u32, offset: u64, out: &mut [u8]) {
@@ -246,9 +285,17 @@ impl PciFunction for NvmeFunction {
 
     fn write(&self, region: u32, offset: u64, data: &[u8]) {
         match region {
-            0 => self.bar0.write(offset, data),
+            0 => {
+                if self.held_back.swap(false, Ordering::AcqRel) {
+                    self.apply_dma(&mut self.lock());
+                }
+                self.bar0.write(offset, data);
+            }
             CONFIG_REGION => {
                 let mut state = self.lock();
+                if ConfigSpace::touches_command(offset, data.len()) {
+                    self.held_back.store(false, Ordering::Release);
+                }
                 if state.config.write(offset, data).reset {
                     self.reset_function(&mut state);
                 } else {
@@ -267,5 +314,73 @@ impl PciFunction for NvmeFunction {
 
     fn reset(&self) {
         self.reset_function(&mut self.lock());
+    }
+
+    fn section_format(&self) -> Option<String> {
+        // A controlling function migrates others.
+        let migrates = self.controller.kind() != ControllerKind::ControllingPf;
+        let mut state = self.lock();
+        if state.client.is_none() && !state.restored && !state.reset_due && !self.controller.sealed() {
+            // As the next client would find it.
+            self.describe(&mut state);
+        }
+        migrates.then(|| self.identity(&state).to_string())
+    }
+
+    fn save_section(&self) -> Result<ExposureSection, SectionError> {
+        const RUNS: SectionError =
+            SectionError::NotStopped("the function runs: its section is taken once it was stopped");
+        // Without the lock: a controller that runs may wait for the client, and with it for a thread that waits for the lock.
+        if !self.controller.suspended() {
+            return Err(RUNS);
+        }
+        let state = self.lock();
+        self.controller.seal().map_err(|_| RUNS)?;
+        let (wired, pending) = state
+            .client
+            .as_ref()
+            .map_or_else(Default::default, |(_, interrupts)| (interrupts.wired_bits(), interrupts.pending_bits()));
+        Ok(ExposureSection { identity: self.identity(&state), config: state.config.state(), wired, pending })
+    }
+
+    fn restore_section(&self, section: &ExposureSection) -> Result<(), SectionError> {
+        if !self.controller.suspended() {
+            let what = "the function is not stopped with a state that was loaded: its section comes after that";
+            return Err(SectionError::NotStopped(what));
+        }
+        let mut state = self.lock();
+        if state.client.is_none() {
+            self.describe(&mut state);
+        }
+        let own = self.identity(&state);
+        if section.identity != own {
+            return Err(SectionError::Mismatch(format!("it is of {}, and this is {own}", section.identity)));
+        }
+        if let Some(at) = state.config.misfit(&section.config) {
+            let what = format!("config space at {at:#x} has bits that this function does not have");
+            return Err(SectionError::Mismatch(what));
+        }
+        // As after a reset first: a client that is there already may have set something.
+        state.config.reset();
+        state.config.put(&section.config);
+        // Raised by Resume, and not before: whoever waits for them is not complete yet.
+        section.pending_vectors().for_each(|vector| self.controller.set_vector_pending(vector));
+        // Memory that is not there yet would be an error of the controller.
+        state.restored = state.client.is_none();
+        self.held_back.store(state.restored, Ordering::Release);
+        self.apply_dma(&mut state);
+        Ok(())
+    }
+
+    fn forget_section(&self) {
+        let mut state = self.lock();
+        state.config.reset();
+        state.restored = false;
+        self.held_back.store(false, Ordering::Release);
+        self.apply_dma(&mut state);
+    }
+
+    fn sealed(&self) -> bool {
+        self.controller.sealed()
     }
 }

@@ -23,6 +23,9 @@ const PM_STATE: u16 = 3;
 
 const EXPRESS: usize = 0x60;
 const DEVICE_CONTROL: usize = EXPRESS + 8;
+const LINK_CONTROL: usize = EXPRESS + 0x10;
+const DEVICE_CONTROL_2: usize = EXPRESS + 0x28;
+const LINK_CONTROL_2: usize = EXPRESS + 0x30;
 /// Role-based error reporting, payloads up to 256 bytes, function level reset.
 const DEVICE_CAPABILITIES: u32 = 1 << 28 | 1 << 15 | 1;
 /// As after a reset: reads of 512 bytes, no snoop, relaxed ordering.
@@ -67,6 +70,52 @@ pub struct FunctionDescription {
 pub struct ConfigWrite {
     /// A function level reset was asked for. Everything is as after one already.
     pub reset: bool,
+}
+
+/// Everything in config space that a guest can change, as it reads it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConfigState {
+    /// `PCI_COMMAND`.
+    pub command: u16,
+    /// Cache line size.
+    pub cache_line: u8,
+    /// Interrupt line.
+    pub interrupt_line: u8,
+    /// BAR0, with its type bits.
+    pub bar0: u64,
+    /// BAR4, with its type bits.
+    pub bar4: u64,
+    /// Power management control and status.
+    pub power_control: u16,
+    /// Device control of PCI Express.
+    pub device_control: u16,
+    /// Link control.
+    pub link_control: u16,
+    /// Device control 2.
+    pub device_control_2: u16,
+    /// Link control 2.
+    pub link_control_2: u16,
+    /// Message control of MSI-X: enable, function mask, size of the table.
+    pub msix_control: u16,
+}
+
+impl ConfigState {
+    /// Each field: its offset, how many bytes it has, and its value.
+    fn fields(&self) -> [(usize, usize, u64); 11] {
+        [
+            (BAR0, 8, self.bar0),
+            (BAR4, 8, self.bar4),
+            (CACHE_LINE, 1, self.cache_line.into()),
+            (INTERRUPT_LINE, 1, self.interrupt_line.into()),
+            (PM_CONTROL, 2, self.power_control.into()),
+            (DEVICE_CONTROL, 2, self.device_control.into()),
+            (LINK_CONTROL, 2, self.link_control.into()),
+            (DEVICE_CONTROL_2, 2, self.device_control_2.into()),
+            (LINK_CONTROL_2, 2, self.link_control_2.into()),
+            (MSIX_CONTROL, 2, self.msix_control.into()),
+            (COMMAND, 2, self.command.into()),
+        ]
+    }
 }
 
 /// Config space: values, and which bits a guest may change.
@@ -138,14 +187,14 @@ impl ConfigSpace {
         b.u32(EXPRESS + 0x04, DEVICE_CAPABILITIES, 0);
         b.u16(DEVICE_CONTROL, DEVICE_CONTROL_RESET, 0x7fff);
         b.u32(EXPRESS + 0x0c, LINK, 0);
-        b.u16(EXPRESS + 0x10, 0, 0x01fb);
+        b.u16(LINK_CONTROL, 0, 0x01fb);
         b.u16(EXPRESS + 0x12, LINK as u16, 0);
         // Completion timeouts can be disabled.
         b.u32(EXPRESS + 0x24, 1 << 4, 0);
-        b.u16(EXPRESS + 0x28, 0, 0x001f);
+        b.u16(DEVICE_CONTROL_2, 0, 0x001f);
         // Speeds of 2.5, 5 and 8 GT/s.
         b.u32(EXPRESS + 0x2c, 0b1110, 0);
-        b.u16(EXPRESS + 0x30, 3, 0x000f);
+        b.u16(LINK_CONTROL_2, 3, 0x000f);
 
         b.u16(MSIX, 0x11, 0);
         b.u16(MSIX_CONTROL, function.vectors.clamp(1, 2048) - 1, MSIX_CONTROL_BITS);
@@ -161,6 +210,50 @@ impl ConfigSpace {
 
     fn u16(&self, at: usize) -> u16 {
         self.values.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |raw| u16::from_le_bytes(*raw))
+    }
+
+    fn u8(&self, at: usize) -> u8 {
+        self.values.get(at).copied().unwrap_or(0)
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        self.values.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |raw| u64::from_le_bytes(*raw))
+    }
+
+    /// Everything that the guest can change, as it is now.
+    #[must_use]
+    pub fn state(&self) -> ConfigState {
+        ConfigState {
+            command: self.u16(COMMAND),
+            cache_line: self.u8(CACHE_LINE),
+            interrupt_line: self.u8(INTERRUPT_LINE),
+            bar0: self.u64(BAR0),
+            bar4: self.u64(BAR4),
+            power_control: self.u16(PM_CONTROL),
+            device_control: self.u16(DEVICE_CONTROL),
+            link_control: self.u16(LINK_CONTROL),
+            device_control_2: self.u16(DEVICE_CONTROL_2),
+            link_control_2: self.u16(LINK_CONTROL_2),
+            msix_control: self.u16(MSIX_CONTROL),
+        }
+    }
+
+    /// The offset of the first field of `state` that can't be had here: it differs in a bit that no guest can change.
+    #[must_use]
+    pub fn misfit(&self, state: &ConfigState) -> Option<u64> {
+        let misfit = |(at, bytes, value): &(usize, usize, u64)| {
+            let raw = value.to_le_bytes();
+            let bits = self.reset_values.iter().zip(self.writable.iter()).skip(*at).zip(raw.iter().take(*bytes));
+            bits.into_iter().any(|((fixed, writable), byte)| (byte ^ fixed) & !writable != 0)
+        };
+        state.fields().iter().find(|field| misfit(field)).map(|(at, ..)| *at as u64)
+    }
+
+    /// Puts a state in place, `PCI_COMMAND` last: the bits that a guest can change, and nothing else.
+    pub fn put(&mut self, state: &ConfigState) {
+        for (at, bytes, value) in state.fields() {
+            self.write(at as u64, value.to_le_bytes().get(..bytes).unwrap_or_default());
+        }
     }
 
     /// Whether the function may do DMA: it is bus master, and not asleep.
@@ -195,6 +288,12 @@ impl ConfigSpace {
         let high = DEVICE_CONTROL as u64 + 1;
         let byte = high.checked_sub(offset).and_then(|n| usize::try_from(n).ok()).and_then(|n| data.get(n));
         byte.is_some_and(|byte| byte & (INITIATE_RESET >> 8) as u8 != 0)
+    }
+
+    /// Whether an access of `len` bytes touches `PCI_COMMAND`.
+    #[must_use]
+    pub fn touches_command(offset: u64, len: usize) -> bool {
+        offset < COMMAND as u64 + 2 && offset.saturating_add(len as u64) > COMMAND as u64
     }
 
     /// Whether a write would end the function's right to do DMA.
@@ -291,6 +390,28 @@ mod tests {
         assert!(config.may_do_dma());
         assert!(config.would_end_dma(4, &[2]) && config.would_end_dma(0x42, &[3, 0, 3]));
         assert!(!config.would_end_dma(4, &[4]) && !config.would_end_dma(6, &[0; 8]));
+    }
+
+    #[test]
+    fn what_a_guest_set_goes_elsewhere() {
+        let mut config = config();
+        // Every bit that can be written, but for the function level reset.
+        (0..4096).filter(|at| *at != 0x69).for_each(|at| assert!(!config.write(at, &[0xff]).reset));
+        let state = config.state();
+        let mut other = self::config();
+        assert_eq!(other.misfit(&state), None);
+        other.put(&state);
+        assert!(other == config, "nothing that a guest can change is left out");
+        assert_eq!(other.state(), state);
+        let wrong = [
+            ConfigState { bar0: state.bar0 | 1, ..state },
+            ConfigState { msix_control: state.msix_control ^ 1, ..state },
+            ConfigState { command: state.command | 1, ..state },
+            ConfigState { device_control: state.device_control | 0x8000, ..state },
+            ConfigState { power_control: 3, ..state },
+        ];
+        let at: Vec<_> = wrong.iter().map(|state| other.misfit(state)).collect();
+        assert_eq!(at, [Some(0x10), Some(0xb2), Some(4), Some(0x68), Some(0x44)]);
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use towline_core::memory::GuestMemory;
 
-use crate::Interrupts;
+use crate::{ExposureSection, Interrupts, SectionError};
 
-pub use config::{ConfigSpace, ConfigWrite, FunctionDescription, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET};
+pub use config::{ConfigSpace, ConfigState, ConfigWrite, FunctionDescription, MSIX_PBA_OFFSET, MSIX_TABLE_OFFSET};
 
 /// Region of config space (`VFIO_PCI_CONFIG_REGION_INDEX`); regions 0 to 5 are the BARs.
 pub const CONFIG_REGION: u32 = 7;
@@ -38,7 +38,7 @@ pub trait PciFunction: Send + Sync {
     fn attach(&self, memory: Arc<dyn GuestMemory>, interrupts: Arc<Interrupts>);
 
     /// The client is gone, whatever it left under way: no DMA from here on, and the function is reset, as VFIO does when the last user of
-    /// a device closes it.
+    /// a device closes it. One that is [`PciFunction::sealed`] is reset when the next client comes.
     fn detach(&self);
 
     /// Reads a region.
@@ -52,4 +52,36 @@ pub trait PciFunction: Send + Sync {
 
     /// Resets the function (`VFIO_DEVICE_RESET`); no DMA of before happens afterwards.
     fn reset(&self);
+
+    /// What identifies it to a guest, the same at both ends of a migration. `None` where its exposure has no section of its own.
+    fn section_format(&self) -> Option<String> {
+        None
+    }
+
+    /// Takes the exposure's section of a function that was stopped for a migration. What the client wrote before is part of the function's state; from
+    /// here on nothing that it writes changes that, until the function runs again, and then nothing of it is lost.
+    ///
+    /// # Errors
+    /// [`SectionError`]; the function is as it was.
+    fn save_section(&self) -> Result<ExposureSection, SectionError> {
+        Err(SectionError::Unsupported)
+    }
+
+    /// Puts a section in place: after the function's state was loaded, before it runs. The client may be there, or come later and find it so:
+    /// then the function does no DMA before that client has written `PCI_COMMAND` or to a BAR, as it does once its memory is mapped.
+    ///
+    /// # Errors
+    /// [`SectionError`]; nothing has changed then.
+    fn restore_section(&self, _section: &ExposureSection) -> Result<(), SectionError> {
+        Err(SectionError::Unsupported)
+    }
+
+    /// Undoes [`PciFunction::restore_section`] for a function that did not become ours: config space is as after a reset.
+    fn forget_section(&self) {}
+
+    /// Whether its state is on its way to another host, so that it may be neither reset nor given to another client until it runs here again. Does
+    /// not wait for anything.
+    fn sealed(&self) -> bool {
+        false
+    }
 }

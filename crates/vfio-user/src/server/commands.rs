@@ -45,7 +45,7 @@ impl Commands<'_> {
     }
 
     /// Whether it stops the function's DMA.
-    fn holds(&self, message: &Message) -> bool {
+    pub(super) fn holds(&self, message: &Message) -> bool {
         let waits = |access: &RegionAccess, data: &[u8]| self.function.waits(access.region, access.offset, data);
         match message.header.command {
             command::RESET => true,

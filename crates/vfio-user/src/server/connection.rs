@@ -33,21 +33,29 @@ pub(super) fn serve(shared: &Shared, listener: &OwnedFd, socket: OwnedFd) -> End
     *shared.current() = Some((Arc::clone(&memory), Arc::clone(&interrupts)));
 
     let stopped = || shared.stopped();
+    let queue = Queue::default();
+    let idle = || queue.is_idle();
     let inbox = Inbox {
         socket: Arc::clone(&socket),
         outbox: peer.outbox(),
         listener,
         wake: &shared.wake,
         stop: &stopped,
+        control: &shared.control,
+        idle: &idle,
         paused: Cell::new(None),
     };
     let commands = Commands { function, peer: &peer, memory: &memory, interrupts: &interrupts };
-    let queue = Queue::default();
     let talk = || {
         thread::scope(|scope| {
             let worker = || {
                 let _end = End { peer: &peer, queue: &queue, socket: &socket };
-                queue.work(|message| commands.execute(message));
+                queue.work(|message| {
+                    // A function whose state is on its way keeps it, until it runs again or is gone.
+                    if !commands.holds(&message) || queue.wait_while(|| function.sealed()) {
+                        commands.execute(message);
+                    }
+                });
             };
             if let Err(error) = thread::Builder::new().name("vfio-user-wait".into()).spawn_scoped(scope, worker) {
                 return no_thread(&error);

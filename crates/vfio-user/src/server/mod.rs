@@ -16,9 +16,13 @@ use rustix::fs::{FileType, Mode, fchmod, lstat, unlink};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
+use crate::control::Control;
 use crate::pci::PciFunction;
 use crate::socket::{Ended, PAUSE, Wake, wait_for_client};
-use crate::{ClientMemory, Interrupts};
+use crate::{ClientMemory, ExposureSection, Interrupts, SectionError};
+
+/// How long what a client has sent may take until it is done, before a migration goes on. Nothing of a stopped function takes long.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// How a function is served.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +89,7 @@ pub(crate) struct Shared {
     pub(crate) options: ServerOptions,
     pub(crate) wake: Arc<Wake>,
     pub(crate) messages: AtomicU64,
+    pub(crate) control: Control,
     stop: AtomicBool,
     clients: AtomicU64,
     current: Mutex<Option<(Arc<ClientMemory>, Arc<Interrupts>)>>,
@@ -196,6 +201,7 @@ impl VfioUserListener {
             options,
             wake,
             messages: AtomicU64::new(0),
+            control: Control::default(),
             stop: AtomicBool::new(false),
             clients: AtomicU64::new(0),
             current: Mutex::default(),
@@ -246,6 +252,57 @@ impl VfioUserServer {
         self.shared.current().as_ref().map(|(memory, _)| Arc::clone(memory))
     }
 
+    /// What identifies the function to a guest, the same at both ends of a migration; `None` where it has no section of its own.
+    #[must_use]
+    pub fn section_format(&self) -> Option<String> {
+        self.shared.function.section_format()
+    }
+
+    /// Takes the section of the exposure, for a function that was stopped to be migrated, before its state is read. What the client has sent until
+    /// now is done first, so that a doorbell which a guest rang before it was paused is in the function's state. From here on, until the function
+    /// runs again:
+    ///
+    /// * writes to BARs are answered and kept; they are done once it runs again, in their order;
+    /// * resets, and what takes its memory away, wait;
+    /// * everything else is answered as ever: reads, config space, interrupts, memory;
+    /// * no further client is accepted.
+    ///
+    /// A function that does not run again, as it is another host's, never does what was kept.
+    ///
+    /// # Errors
+    /// [`SectionError`]; then nothing has changed.
+    pub fn save_section(&self) -> Result<Vec<u8>, SectionError> {
+        self.settle()?;
+        Ok(self.shared.function.save_section()?.encode())
+    }
+
+    /// Puts the section of the source in place, once the function's state was loaded and before it runs. A client that is there already keeps its
+    /// memory and eventfds; one that comes later finds the function as the guest knows it.
+    ///
+    /// # Errors
+    /// [`SectionError`]; then nothing has changed.
+    pub fn restore_section(&self, bytes: &[u8]) -> Result<(), SectionError> {
+        let section = ExposureSection::decode(bytes)?;
+        self.settle()?;
+        self.shared.function.restore_section(&section)
+    }
+
+    /// Undoes [`VfioUserServer::restore_section`].
+    pub fn forget_section(&self) {
+        self.shared.function.forget_section();
+    }
+
+    /// Waits until everything that the client has sent is done.
+    fn settle(&self) -> Result<(), SectionError> {
+        let there = || self.shared.current().is_some();
+        let wish = self.shared.control.ask();
+        self.shared.wake.set();
+        if self.shared.control.wait(wish, SETTLE, there) {
+            return Ok(());
+        }
+        Err(SectionError::Busy("what the client has asked for before did not come to an end"))
+    }
+
     /// Takes the socket away and ends the client's connection. On return the function does no DMA any more. Idempotent.
     pub fn close(&self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
@@ -268,7 +325,7 @@ impl Drop for VfioUserServer {
 
 fn serve(shared: &Shared, listener: &OwnedFd) {
     while !shared.stopped() {
-        match wait_for_client(listener, &shared.wake, &|| shared.stopped()) {
+        match wait_for_client(listener, &shared.wake, &|| shared.stopped(), &|| shared.function.sealed()) {
             Ok(None) => return,
             Ok(Some(socket)) => {
                 shared.clients.fetch_add(1, Ordering::Relaxed);

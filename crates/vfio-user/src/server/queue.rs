@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::socket::{Ended, Message};
 
@@ -9,6 +10,9 @@ use crate::socket::{Ended, Message};
 const MAX_MESSAGES: usize = 4096;
 /// The most bytes of them.
 const MAX_BYTES: usize = 32 << 20;
+
+/// How often [`Queue::wait_while`] looks.
+const LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Default)]
 struct Inner {
@@ -68,6 +72,18 @@ impl Queue {
             inner = self.lock();
             inner.working = false;
         }
+    }
+
+    /// Waits as long as `what` holds, which nobody tells. Returns whether the queue is open still.
+    pub(super) fn wait_while(&self, what: impl Fn() -> bool) -> bool {
+        while what() {
+            let inner = self.lock();
+            if inner.closed {
+                return false;
+            }
+            drop(self.changed.wait_timeout(inner, LOOK).unwrap_or_else(PoisonError::into_inner));
+        }
+        !self.lock().closed
     }
 
     /// Ends [`Queue::work`] after the command that it is at.

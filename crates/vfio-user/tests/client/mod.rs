@@ -106,7 +106,11 @@ pub struct Client {
 }
 
 pub fn connect(path: &Path) -> UnixStream {
-    UnixStream::connect(path).unwrap()
+    try_connect(path).unwrap()
+}
+
+pub fn try_connect(path: &Path) -> std::io::Result<UnixStream> {
+    UnixStream::connect(path)
 }
 
 pub fn send_with(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {

@@ -7,9 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use towline_core::channel::ChannelError;
 use towline_core::memory::GuestMemory;
 use towline_linux::memory::{MappedMemory, memfd};
 use towline_nvme::admin::AdminClient;
+use towline_nvme::hmlm::{HmlmChannel, HmlmConfig};
 use towline_nvme::model::{CONTROLLING_CNTLID, Controller, EmbeddedAdmin, NamespaceConfig, Subsystem, SubsystemConfig};
 use towline_nvme::resources::{Resource, VirtualizationAction};
 use towline_vfio_user::nvme::{NvmeFunction, NvmeFunctionOptions};
@@ -46,11 +48,18 @@ impl Rig {
     }
 
     pub fn with(kind: Kind, function: &NvmeFunctionOptions, options: ServerOptions) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name = format!("towline-vu-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let disk = std::env::temp_dir().join(&name);
-        let socket = std::env::temp_dir().join(format!("{name}.sock"));
+        let disk = scratch();
         std::fs::File::create(&disk).unwrap().set_len(UNITS * 4096).unwrap();
+        Self::over(kind, disk, function, options)
+    }
+
+    /// Another subsystem over the same disk, with a function of the same kind and memory of its own: where a function of `self` can go.
+    pub fn beside(&self, kind: Kind) -> Self {
+        Self::over(kind, self.disk.clone(), &NvmeFunctionOptions::default(), ServerOptions::default())
+    }
+
+    fn over(kind: Kind, disk: PathBuf, function: &NvmeFunctionOptions, options: ServerOptions) -> Self {
+        let socket = scratch().with_extension("sock");
         let namespace = NamespaceConfig {
             path: disk.clone(),
             size_bytes: UNITS * 4096,
@@ -71,6 +80,17 @@ impl Rig {
         let memory = Arc::new(MappedMemory::new());
         memory.add_region(0, file.as_fd(), 0, MEMORY).unwrap();
         Self { subsystem, controller, admin, server, memory, file, socket, disk }
+    }
+
+    /// The channel of its device state, as a session has it.
+    pub fn channel(&self) -> HmlmChannel {
+        let controller = self.controller.clone();
+        let reset = move || -> Result<(), ChannelError> {
+            controller.flr();
+            Ok(())
+        };
+        let admin = self.admin.clone().unwrap();
+        HmlmChannel::open(admin, HmlmConfig::new(self.controller.cntlid()), Box::new(reset)).unwrap()
     }
 
     pub fn guest(&self) -> Option<Arc<dyn GuestMemory>> {
@@ -97,6 +117,12 @@ impl Drop for Rig {
         self.subsystem.close();
         let _ = std::fs::remove_file(&self.disk);
     }
+}
+
+fn scratch() -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let name = format!("towline-vu-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    std::env::temp_dir().join(name)
 }
 
 fn provision(subsystem: &Subsystem, admin: &AdminClient, kind: Kind) -> u16 {
