@@ -14,7 +14,8 @@
 #define PARAMETERS_GPA 0x1000ull
 #define STATUS_GPA 0x2000ull /* a page a vCPU, MAX_VCPUS of them */
 #define PAGE_TABLES_GPA 0x4000ull /* PML4, PDPT, then 64 page directories: identity map of 64 GiB by pages of 2 MiB */
-#define IMAGE_GPA 0x100000ull /* this program, with its stacks; ends below ARENA_GPA */
+#define STACK_TOP_GPA(vcpu) (0x70000ull + (vcpu)*0x10000ull) /* 64 KiB each */
+#define IMAGE_GPA 0x100000ull /* this program, ends below ARENA_GPA */
 #define ARENA_GPA 0x800000ull /* queues, PRP lists, buffers, table of units; then the working set to the end of RAM */
 
 /* The hole below 4 GiB */
@@ -54,11 +55,9 @@ struct parameters {
     } range[MAX_RANGES];
 };
 
-enum command { COMMAND_RUN = 0, COMMAND_DRAIN = 1 };
-
 /* Written by the VMM at any time, each field by one store. */
 struct control {
-    uint32_t command;
+    uint32_t drain; /* 0: run. Else the number of a request to submit no more */
     uint32_t epoch; /* incarnation: goes into blocks and records */
     uint32_t iops;
     uint32_t read_percent;
@@ -105,6 +104,7 @@ struct status {
     uint64_t lost_interrupts;
     uint64_t pages_written;
     uint64_t doorbells;
+    uint64_t drained; /* the last request of control.drain that was met: nothing is in flight, all records are out */
     /* vCPU 0 only */
     uint64_t next_seq; /* of the next command of any vCPU */
     uint64_t working_set_limit; /* pages */

@@ -2,7 +2,7 @@
  * The native half of the microvm: KVM, vCPU threads, a vfio-user client, and the guest's image.
  *
  * Nothing in here knows of towline: memory comes as file descriptors, the device as a vfio-user socket, the BAR filter as its flat bytes.
- * Every call of a closed {@link Vm} throws an error with the code `ERR_MICROVM`.
+ * What can't be done is an `Error` whose message begins with `microvm: `; every call of a closed {@link Vm} is one.
  */
 
 /** Why no microvm can run here, in words (no `/dev/kvm`, not x86-64, …); `undefined` where one can. */
@@ -100,7 +100,7 @@ export interface Load {
   dirtyPagesPerS: number;
   /** Pages that they write to. At most {@link GuestStatus.workingSetLimit}. Default: half of that, at most 16384. */
   workingSetPages: number;
-  /** How long the guest sleeps at most (HLT, woken by its local APIC's timer) when there is nothing to do. 20 to 100000. Default 200. */
+  /** How long the guest sleeps at most (HLT, woken by its local APIC's timer) when there is nothing to do. 20 to 100000, or 0: it never sleeps. Default 200. */
   heartbeatUs: number;
 }
 
@@ -179,6 +179,9 @@ export interface GuestVcpuStatus extends GuestCounters {
   lastTsc: bigint;
   /** Largest gap in TSC ticks. */
   largestGapTicks: bigint;
+  /** Number of the phase, and of the failure; `guest/layout.h` has the words. */
+  phase: bigint;
+  failureCode: bigint;
 }
 
 /** What the VMM counts. */
@@ -295,6 +298,20 @@ export class Vm {
   /** Why a vCPU or the device's connection failed, in words; `undefined` while all is well. */
   readonly failure: string | undefined;
 
-  /** Ends threads, closes descriptors, unmaps memory. Idempotent, and when it returns nothing of this VM runs. */
+  /** Ends threads and connections. Idempotent, and when it returns nothing of this VM runs; its memory is unmapped once it is collected. */
   close(): void;
+  /** As {@link close}. */
+  [Symbol.dispose](): void;
+}
+
+/** The evaluator that a vCPU's thread has for its accesses to BAR 0, over an array of bytes: for comparing it with others. Nobody answers traps. */
+export class FilteredBytes {
+  /** @throws where the filter's bytes are not whole. */
+  constructor(filter: Uint8Array, target: Uint8Array);
+  /** Reads 1 to 8 bytes. */
+  read(offset: bigint, length: number): Uint8Array;
+  /** Writes 1 to 8 bytes. */
+  write(offset: bigint, data: Uint8Array): void;
+  /** A copy of the bytes behind the filter. */
+  target(): Uint8Array;
 }

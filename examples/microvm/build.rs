@@ -1,0 +1,5 @@
+//! Links what a Node addon needs.
+
+fn main() {
+    napi_build::setup();
+}

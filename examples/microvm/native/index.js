@@ -1,0 +1,81 @@
+// The addon, and what is easier said in JavaScript. index.d.ts documents it.
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+
+const require = createRequire(import.meta.url);
+
+function load() {
+  try {
+    return require('./microvm.linux-x64-gnu.node');
+  } catch (error) {
+    throw new Error('the native part of the microvm is not built: node build.mjs in examples/microvm', {
+      cause: error,
+    });
+  }
+}
+
+const native = load();
+
+export const { unavailable, FilteredBytes } = native;
+
+export const RECORD_BYTES = 64;
+
+export const LAYOUT = Object.freeze({
+  parameters: 0x1000,
+  status: 0x2000,
+  control: 0xd020_0000,
+  bar0: 0xd000_0000,
+  bar4: 0xd010_0000,
+  config: 0xd011_0000,
+  hole: 0xc000_0000,
+});
+
+export function guestImage() {
+  return new Uint8Array(readFileSync(fileURLToPath(new URL('./guest.bin', import.meta.url))));
+}
+
+const PHASES = ['off', 'booting', 'running', 'drained', 'stopped', 'failed'];
+const SUMS = [
+  'heartbeats',
+  'writes',
+  'reads',
+  'flushes',
+  'inFlight',
+  'duplicates',
+  'errors',
+  'mismatches',
+  'memoryErrors',
+  'stateErrors',
+  'tscErrors',
+  'interrupts',
+  'lostInterrupts',
+  'pagesWritten',
+  'doorbells',
+];
+
+/** The phase of the machine: that of the vCPU that is behind; failed where one is. */
+function phaseOf(phases) {
+  if (phases.some((phase) => phase === 5)) return 'failed';
+  return PHASES[Math.min(...phases)] ?? 'off';
+}
+
+export class Vm extends native.Vm {
+  save() {
+    return Object.fromEntries(this.sectionNames().map((name) => [name, this.saveSection(name)]));
+  }
+
+  restore(sections) {
+    this.restoreList(Object.entries(sections).map(([name, bytes]) => ({ name, bytes })));
+  }
+
+  status() {
+    const { phases, vcpus, ...rest } = super.status();
+    const total = Object.fromEntries(SUMS.map((name) => [name, vcpus.reduce((sum, vcpu) => sum + vcpu[name], 0n)]));
+    return { phase: phaseOf(phases), ...rest, vcpus, total };
+  }
+
+  [Symbol.dispose]() {
+    this.close();
+  }
+}

@@ -1,0 +1,130 @@
+//! What a vCPU's exits lead to: the device's BARs and config space, and the ports of the guest's program.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use crate::counters::Counters;
+use crate::device::CONFIG_REGION;
+use crate::device::bar::{Bar0, DOORBELLS};
+use crate::device::client::Client;
+use crate::device::msix::Msix;
+use crate::layout::{
+    BAR0_GPA, BAR0_ROOM, BAR4_GPA, BAR4_ROOM, CONFIG_GPA, MAX_VCPUS, PAGE, PORT_FAILED, PORT_RECORDS, at,
+    failure_words, status_gpa,
+};
+use crate::ram::Ram;
+use crate::records::RecordLog;
+
+/// The device as far as exits reach it.
+#[derive(Clone)]
+pub struct Attached {
+    pub client: Arc<Client>,
+    pub bar0: Arc<Bar0>,
+}
+
+/// See the module. Shared by the vCPUs' threads.
+pub struct Bus {
+    pub ram: Arc<Ram>,
+    pub msix: Arc<Msix>,
+    pub log: RecordLog,
+    pub counters: Counters,
+    device: RwLock<Option<Attached>>,
+    failure: Mutex<Option<String>>,
+}
+
+/// Offset in a window of guest-physical memory.
+fn within(address: u64, base: u64, len: u64) -> Option<u64> {
+    address.checked_sub(base).filter(|offset| *offset < len)
+}
+
+impl Bus {
+    pub fn new(ram: Arc<Ram>, msix: Arc<Msix>, log: RecordLog) -> Self {
+        Self {
+            ram,
+            msix,
+            log,
+            counters: Counters::default(),
+            device: RwLock::new(None),
+            failure: Mutex::new(None),
+        }
+    }
+
+    pub fn set_device(&self, device: Option<Attached>) {
+        *self.device.write().unwrap_or_else(PoisonError::into_inner) = device;
+    }
+
+    pub fn device(&self) -> Option<Attached> {
+        self.device.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps the first reason for which the machine can't go on.
+    pub fn fail(&self, why: String) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
+    }
+
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn mmio_read(&self, address: u64, out: &mut [u8]) {
+        self.counters.mmio_read.fetch_add(1, Ordering::Relaxed);
+        out.fill(0xff);
+        let Some(device) = self.device() else { return };
+        if let Some(offset) = within(address, BAR0_GPA, BAR0_ROOM) {
+            if offset < device.bar0.bytes() {
+                device.bar0.read(offset, out);
+            }
+        } else if let Some(offset) = within(address, BAR4_GPA, BAR4_ROOM) {
+            if offset < self.msix.table_bytes() {
+                self.msix.read(offset, out);
+            } else if device.client.read(4, offset, out).is_err() {
+                out.fill(0xff);
+            }
+        } else if let Some(offset) = within(address, CONFIG_GPA, PAGE)
+            && device.client.read(CONFIG_REGION, offset, out).is_err()
+        {
+            out.fill(0xff);
+        }
+    }
+
+    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+        self.counters.mmio_write.fetch_add(1, Ordering::Relaxed);
+        let Some(device) = self.device() else { return };
+        if let Some(offset) = within(address, BAR0_GPA, BAR0_ROOM) {
+            if offset >= DOORBELLS {
+                self.counters.doorbells.fetch_add(1, Ordering::Relaxed);
+            }
+            if offset < device.bar0.bytes() {
+                device.bar0.write(offset, data);
+            }
+        } else if let Some(offset) = within(address, BAR4_GPA, BAR4_ROOM) {
+            if offset < self.msix.table_bytes()
+                && let Err(e) = self.msix.write(offset, data)
+            {
+                self.fail(e.to_string());
+            }
+        } else if let Some(offset) = within(address, CONFIG_GPA, PAGE) {
+            // A device that is gone takes no writes; the client keeps why.
+            let _ = device.client.write(CONFIG_REGION, offset, data);
+        }
+    }
+
+    pub fn port_write(&self, port: u16, data: &[u8]) {
+        self.counters.pio.fetch_add(1, Ordering::Relaxed);
+        let Some(value) = data.first_chunk().map(|b| u32::from_le_bytes(*b)) else { return };
+        match port {
+            PORT_RECORDS => {
+                let (count, vcpu) = (value >> 8, (value & 0xff) as usize);
+                if vcpu >= MAX_VCPUS {
+                    return;
+                }
+                let gpa = self.ram.load::<u64>(status_gpa(vcpu) + at::STATUS_RECORDS).unwrap_or(0);
+                if let Err(e) = self.log.take(&self.ram, gpa, count) {
+                    self.fail(format!("records: {e}"));
+                }
+            }
+            PORT_FAILED => self.fail(format!("the guest failed: {}", failure_words(value))),
+            _ => {}
+        }
+    }
+}
