@@ -8,41 +8,52 @@
 
 #define MSR_LSTAR 0xc0000082
 #define MSR_KERNEL_GS_BASE 0xc0000102
-#define MSR_FS_BASE 0xc0000100
 #define MSR_SYSENTER_EIP 0x176
+
+struct vector {
+    uint64_t low, high;
+};
 
 static uint64_t value(const struct vcpu *vcpu, unsigned n) {
     return (0xca9a0000u + 0x100 * vcpu->id + n) * 0x10001ull & 0x7fffffffffff;
 }
 
 void canary_plant(struct vcpu *vcpu) {
-    wrmsr(MSR_LSTAR, value(vcpu, 1));
-    wrmsr(MSR_KERNEL_GS_BASE, value(vcpu, 2));
-    wrmsr(MSR_FS_BASE, value(vcpu, 3));
-    wrmsr(MSR_SYSENTER_EIP, value(vcpu, 4));
-    __asm__ volatile("mov %0, %%dr0" : : "r"(value(vcpu, 5)));
-    __asm__ volatile("mov %0, %%dr3" : : "r"(value(vcpu, 6)));
-    __asm__ volatile("movq %0, %%xmm15" : : "r"(value(vcpu, 7)));
+    const struct vector kept = {value(vcpu, 7), value(vcpu, 8)};
+    __asm__ volatile("movups %0, %%xmm15" : : "m"(kept));
     canary_beat(0);
+    write_msr(MSR_LSTAR, value(vcpu, 1));
+    write_msr(MSR_KERNEL_GS_BASE, value(vcpu, 2));
+    write_msr(MSR_SYSENTER_EIP, value(vcpu, 3));
+    write_debug(value(vcpu, 4), value(vcpu, 5));
 }
 
-/* The count of heartbeats is kept in memory, in XMM14 (section XSAVE) and in CR2 (section SREGS). */
+/* The count of heartbeats is in memory and in XMM14 (section XSAVE). */
 void canary_beat(uint64_t beats) {
-    __asm__ volatile("movq %0, %%xmm14" : : "r"(beats));
-    __asm__ volatile("mov %0, %%cr2" : : "r"(beats));
+    const struct vector vector = {beats, ~beats};
+    __asm__ volatile("movups %0, %%xmm14" : : "m"(vector));
+}
+
+static bool is_whole(const struct vcpu *vcpu) {
+    uint64_t dr0, dr3;
+    read_debug(&dr0, &dr3);
+    return dr0 == value(vcpu, 4) && dr3 == value(vcpu, 5) && read_msr(MSR_LSTAR) == value(vcpu, 1) &&
+           read_msr(MSR_KERNEL_GS_BASE) == value(vcpu, 2) && read_msr(MSR_SYSENTER_EIP) == value(vcpu, 3) &&
+           msix_is_ours(vcpu->id);
 }
 
 void canary_check(struct vcpu *vcpu, bool thorough) {
     const uint64_t beats = vcpu->status->heartbeats;
-    uint64_t xmm14, xmm15, cr2, dr0, dr3;
-    __asm__ volatile("movq %%xmm14, %0; movq %%xmm15, %1; mov %%cr2, %2" : "=r"(xmm14), "=r"(xmm15), "=r"(cr2));
-    bool right = xmm14 == beats && cr2 == beats && xmm15 == value(vcpu, 7);
-    if (thorough) {
-        __asm__ volatile("mov %%dr0, %0; mov %%dr3, %1" : "=r"(dr0), "=r"(dr3));
-        right = right && dr0 == value(vcpu, 5) && dr3 == value(vcpu, 6);
-        right = right && rdmsr(MSR_LSTAR) == value(vcpu, 1) && rdmsr(MSR_KERNEL_GS_BASE) == value(vcpu, 2) &&
-                rdmsr(MSR_FS_BASE) == value(vcpu, 3) && rdmsr(MSR_SYSENTER_EIP) == value(vcpu, 4);
-        right = right && msix_is_ours(vcpu->id);
-    }
+    struct vector xmm14, xmm15;
+    __asm__ volatile("movups %%xmm14, %0; movups %%xmm15, %1" : "=m"(xmm14), "=m"(xmm15));
+    bool right = xmm14.low == beats && xmm14.high == ~beats;
+    right = right && xmm15.low == value(vcpu, 7) && xmm15.high == value(vcpu, 8);
+    if (thorough) right = right && is_whole(vcpu);
     if (!right) vcpu->status->state_errors++;
+}
+
+/* CR2 (section SREGS) changes with each doze. */
+void canary_doze(struct vcpu *vcpu) {
+    const uint64_t expected = vcpu->cr2;
+    if (doze(vcpu->id, ++vcpu->cr2) != expected) vcpu->status->state_errors++;
 }

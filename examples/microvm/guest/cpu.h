@@ -10,20 +10,6 @@ static inline uint64_t rdtsc(void) {
     return (uint64_t)high << 32 | low;
 }
 
-static inline void outl(uint16_t port, uint32_t value) {
-    __asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port) : "memory");
-}
-
-static inline uint64_t rdmsr(uint32_t msr) {
-    uint32_t low, high;
-    __asm__ volatile("rdmsr" : "=a"(low), "=d"(high) : "c"(msr));
-    return (uint64_t)high << 32 | low;
-}
-
-static inline void wrmsr(uint32_t msr, uint64_t value) {
-    __asm__ volatile("wrmsr" : : "c"(msr), "a"((uint32_t)value), "d"((uint32_t)(value >> 32)) : "memory");
-}
-
 static inline uint64_t crc32q(uint64_t crc, uint64_t word) {
     __asm__("crc32q %1, %0" : "+r"(crc) : "r"(word));
     return crc;
@@ -44,8 +30,5 @@ static inline uint32_t mmio_read32(uint64_t address) {
 static inline void mmio_write32(uint64_t address, uint32_t value) {
     __asm__ volatile("movl %0, (%1)" : : "a"(value), "r"(address) : "memory");
 }
-
-/* Lets what is pending in. Everything else runs with interrupts off, so handlers never meet it halfway. */
-static inline void let_interrupts_in(void) { __asm__ volatile("sti; nop; cli" : : : "memory"); }
 
 #endif

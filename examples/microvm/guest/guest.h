@@ -61,8 +61,8 @@ struct vcpu {
     uint32_t id;
     volatile struct status *status;
 
-    /* set by interrupt handlers */
-    volatile bool interrupted;
+    uint32_t timer_us;
+    uint64_t cr2; /* what was left there */
 
     struct queue_pair queue;
     struct slot slots[SLOTS];
@@ -89,15 +89,24 @@ extern struct vcpu vcpus[MAX_VCPUS];
 /* start.c */
 uint64_t ticks_of_us(uint64_t us);
 _Noreturn void fail(uint32_t vcpu, enum failure why);
-/* Halts for so long at most; any interrupt ends it. */
-void doze(uint32_t vcpu, uint32_t us);
 
-/* interrupts.c */
+/* kernel.c */
 #define TIMER_VECTOR 0x30
 #define DEVICE_VECTOR 0x41 /* + vCPU */
 #define SPURIOUS_VECTOR 0xff
-void interrupts_init(void);
-void timer_start(uint32_t us);
+extern volatile uint64_t device_interrupts[MAX_VCPUS];
+extern volatile bool device_interrupted[MAX_VCPUS]; /* set by the device's interrupts */
+void kernel_init(void);
+/* Halts until the next interrupt, unless device_interrupted is set. Leaves a value in CR2 and says what was there. */
+uint64_t doze(uint32_t vcpu, uint64_t cr2);
+uint64_t read_msr(uint32_t msr);
+void write_msr(uint32_t msr, uint64_t value);
+void read_debug(uint64_t *dr0, uint64_t *dr3);
+void write_debug(uint64_t dr0, uint64_t dr3);
+
+/* lapic.c */
+void lapic_init(void);
+void timer_period(struct vcpu *vcpu, uint32_t us);
 
 /* pci.c */
 void pci_init(void);
@@ -145,6 +154,8 @@ bool dirty_run(struct vcpu *vcpu, uint64_t elapsed);
 void canary_plant(struct vcpu *vcpu);
 void canary_beat(uint64_t beats);
 void canary_check(struct vcpu *vcpu, bool thorough);
+/* Halts, with a look at what is in CR2 meanwhile. */
+void canary_doze(struct vcpu *vcpu);
 
 static inline void zero_page(uint64_t page) {
     volatile uint64_t *word = (volatile uint64_t *)page;

@@ -211,8 +211,10 @@ static void complete(struct vcpu *vcpu) {
 }
 
 bool io_run(struct vcpu *vcpu, uint64_t now, uint64_t elapsed, bool draining) {
-    if (vcpu->interrupted || lost_interrupt(vcpu, now)) {
-        vcpu->interrupted = false;
+    vcpu->status->interrupts = device_interrupts[vcpu->id];
+    if (device_interrupted[vcpu->id] || lost_interrupt(vcpu, now)) {
+        /* First: an interrupt from now on is about what comes from now on. */
+        device_interrupted[vcpu->id] = false;
         complete(vcpu);
     }
     const uint64_t second = PARAMETERS->tsc_khz * 1000ull;

@@ -14,6 +14,10 @@
 #define PARAMETERS_GPA 0x1000ull
 #define STATUS_GPA 0x2000ull /* a page a vCPU, MAX_VCPUS of them */
 #define PAGE_TABLES_GPA 0x4000ull /* PML4, PDPT, then 64 page directories: identity map of 64 GiB by pages of 2 MiB */
+#define GDT_GPA 0x50000ull /* descriptors, written by the VMM */
+#define TSS_GPA(vcpu) (GDT_GPA + 0x100 + (vcpu)*0x80) /* task state segments, written by the VMM */
+#define IDT_GPA 0x51000ull /* interrupt gates, written by this program */
+#define KERNEL_STACK_TOP_GPA(vcpu) (0x58000ull + (vcpu)*0x4000) /* 16 KiB each */
 #define STACK_TOP_GPA(vcpu) (0x70000ull + (vcpu)*0x10000ull) /* 64 KiB each */
 #define IMAGE_GPA 0x100000ull /* this program, ends below ARENA_GPA */
 #define ARENA_GPA 0x800000ull /* queues, PRP lists, buffers, table of units; then the working set to the end of RAM */
@@ -30,9 +34,10 @@
 #define MAX_RANGES 8
 #define MAX_QUEUE_DEPTH 63
 
-/* I/O ports: 32-bit writes, whose value is explained here */
-#define PORT_RECORDS 0x500 /* (number of records << 8) | vCPU: the VMM takes that many from the start of its record buffer */
-#define PORT_FAILED 0x504 /* a FAIL_ code: the guest can't go on, and halts */
+/* Words of 32 bits that are written to the VMM: no memory, so each one exits. (Ports would need a privilege that the program has not got.) */
+#define PORT_GPA 0xd0210000ull
+#define PORT_RECORDS_GPA (PORT_GPA + 0) /* (number of records << 8) | vCPU: the VMM takes that many from the start of its record buffer */
+#define PORT_FAILED_GPA (PORT_GPA + 4) /* a FAIL_ code: the guest can't go on, and halts */
 
 #define PARAMETERS_MAGIC 0x31304d56574f5454ull /* "TTOWVM01" */
 
@@ -110,7 +115,7 @@ struct status {
     uint64_t working_set_limit; /* pages */
     uint64_t shadow_gpa; /* the page of shadow doorbells: u32 at the doorbell's offset - 0x1000 */
     /* of each vCPU */
-    uint64_t records_gpa; /* where its records are when it writes PORT_RECORDS */
+    uint64_t records_gpa; /* where its records are when it writes PORT_RECORDS_GPA */
     uint64_t exception; /* of FAIL_EXCEPTION: vector << 56 | RIP */
 };
 
@@ -144,7 +149,7 @@ enum record_kind {
     RECORD_ERROR = 8,
 };
 #define RECORD_UNEXPECTED 1 /* flag: the guest itself expected something else */
-#define RECORDS_MAX 512 /* of one write to PORT_RECORDS */
+#define RECORDS_MAX 512 /* of one write to PORT_RECORDS_GPA */
 
 _Static_assert(sizeof(struct record) == 64, "the witness reads 64 bytes");
 _Static_assert(sizeof(struct status) <= PAGE && sizeof(struct parameters) <= PAGE && sizeof(struct control) <= PAGE, "a page each");

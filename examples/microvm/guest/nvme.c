@@ -76,7 +76,7 @@ static uint32_t admin_run(struct command_entry command) {
     struct completion completion;
     while (!nvme_take(&admin, &completion)) {
         if (rdtsc() - from > ticks_of_us(ADMIN_TIMEOUT_US)) fail(0, FAIL_ADMIN);
-        doze(0, 50);
+        canary_doze(&vcpus[0]);
     }
     nvme_taken(&admin);
     if (completion.cid != command.cid || (completion.status >> 1 & 0x7ff) != 0) fail(0, FAIL_ADMIN);
@@ -91,7 +91,7 @@ static void wait_ready(uint32_t ready, uint64_t limit_us) {
         if (ready && (csts & 2)) fail(0, FAIL_READY);
         if ((csts & 1) == ready) return;
         if (rdtsc() - from > ticks_of_us(limit_us)) fail(0, FAIL_READY);
-        doze(0, 100);
+        canary_doze(&vcpus[0]);
     }
 }
 

@@ -1,4 +1,4 @@
-/* What leaves for the witness: a buffer of records, and a port by which the VMM is told to take it. */
+/* What leaves for the witness: a buffer of records, and a word by which the VMM is told to take it. */
 #include "guest.h"
 
 struct record *record_new(struct vcpu *vcpu, enum record_kind kind) {
@@ -14,6 +14,6 @@ struct record *record_new(struct vcpu *vcpu, enum record_kind kind) {
 
 void records_flush(struct vcpu *vcpu) {
     if (vcpu->record_count == 0) return;
-    outl(PORT_RECORDS, vcpu->record_count << 8 | vcpu->id);
+    mmio_write32(PORT_RECORDS_GPA, vcpu->record_count << 8 | vcpu->id);
     vcpu->record_count = 0;
 }

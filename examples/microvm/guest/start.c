@@ -1,5 +1,8 @@
-/* Where each vCPU starts, in long mode already, and the loop that it stays in. */
+/* Where each vCPU starts, in long mode and unprivileged already, and the loop that it stays in. Interrupts are on throughout. */
 #include "guest.h"
+
+#define THOROUGH_EVERY_US 250000
+#define BOOT_TIMER_US 500
 
 struct vcpu vcpus[MAX_VCPUS];
 static volatile bool booted;
@@ -9,19 +12,8 @@ uint64_t ticks_of_us(uint64_t us) { return us * PARAMETERS->tsc_khz / 1000; }
 _Noreturn void fail(uint32_t vcpu, enum failure why) {
     STATUS(vcpu)->failure = why;
     STATUS(vcpu)->phase = PHASE_FAILED;
-    outl(PORT_FAILED, why);
-    for (;;) __asm__ volatile("cli; hlt");
-}
-
-void doze(uint32_t vcpu, uint32_t us) {
-    if (us == 0) return let_interrupts_in();
-    timer_start(us);
-    /* A halted vCPU is what a VMM mostly finds. The register has to come back as it went, and as memory has it. */
-    static volatile uint64_t kept[MAX_VCPUS];
-    uint64_t kept_in_register = rdtsc();
-    kept[vcpu] = kept_in_register;
-    __asm__ volatile("sti; hlt; cli" : "+b"(kept_in_register) : : "memory");
-    if (kept_in_register != kept[vcpu]) STATUS(vcpu)->state_errors++;
+    mmio_write32(PORT_FAILED_GPA, why);
+    for (;;) canary_doze(&vcpus[vcpu]);
 }
 
 static void boot(void) {
@@ -48,7 +40,7 @@ static void heartbeat(struct vcpu *vcpu, uint64_t now) {
     } else if (now > vcpu->last_tsc && gap > status->largest_gap) {
         status->largest_gap = gap;
     }
-    const bool thorough = now - vcpu->last_check > ticks_of_us(20000);
+    const bool thorough = now - vcpu->last_check > ticks_of_us(THOROUGH_EVERY_US);
     if (thorough) vcpu->last_check = now;
     canary_check(vcpu, thorough);
     vcpu->last_tsc = status->last_tsc = now;
@@ -75,26 +67,27 @@ static _Noreturn void run(struct vcpu *vcpu) {
             vcpu->status->drained = request;
             vcpu->status->phase = PHASE_DRAINED;
         }
-        if (busy)
-            let_interrupts_in();
-        else
-            doze(vcpu->id, CONTROL->heartbeat_us);
+        const uint32_t us = CONTROL->heartbeat_us;
+        timer_period(vcpu, us);
+        if (!busy && us != 0) canary_doze(vcpu);
     }
 }
 
-__attribute__((section(".text.start"), used)) _Noreturn void start(uint64_t id) {
+__attribute__((used)) _Noreturn void start(uint64_t id) {
     struct vcpu *vcpu = &vcpus[id];
     vcpu->id = (uint32_t)id;
     vcpu->status = STATUS(id);
     vcpu->status->phase = PHASE_BOOTING;
     vcpu->status->records_gpa = (uint64_t)vcpu->records;
-    interrupts_init();
+    kernel_init();
+    lapic_init();
+    timer_period(vcpu, BOOT_TIMER_US);
     canary_plant(vcpu);
     if (id == 0) {
         boot();
         booted = true;
     } else {
-        while (!booted) doze(vcpu->id, 1000);
+        while (!booted) canary_doze(vcpu);
     }
     io_init(vcpu);
     if (PARAMETERS->warm) warm(vcpu);

@@ -100,7 +100,7 @@ export interface Load {
   dirtyPagesPerS: number;
   /** Pages that they write to. At most {@link GuestStatus.workingSetLimit}. Default: half of that, at most 16384. */
   workingSetPages: number;
-  /** How long the guest sleeps at most (HLT, woken by its local APIC's timer) when there is nothing to do. 20 to 100000, or 0: it never sleeps. Default 200. */
+  /** How long the guest sleeps at most (HLT, woken by its local APIC's timer) when there is nothing to do. 200 to 100000, or 0: it never sleeps. Default 1000. */
   heartbeatUs: number;
 }
 

@@ -17,7 +17,11 @@ function load() {
 
 const native = load();
 
-export const { unavailable, FilteredBytes } = native;
+export const { FilteredBytes } = native;
+
+export function unavailable() {
+  return native.unavailable() ?? undefined;
+}
 
 export const RECORD_BYTES = 64;
 
@@ -61,6 +65,10 @@ function phaseOf(phases) {
 }
 
 export class Vm extends native.Vm {
+  get failure() {
+    return super.failure ?? undefined;
+  }
+
   save() {
     return Object.fromEntries(this.sectionNames().map((name) => [name, this.saveSection(name)]));
   }
@@ -72,7 +80,7 @@ export class Vm extends native.Vm {
   status() {
     const { phases, vcpus, ...rest } = super.status();
     const total = Object.fromEntries(SUMS.map((name) => [name, vcpus.reduce((sum, vcpu) => sum + vcpu[name], 0n)]));
-    return { phase: phaseOf(phases), ...rest, vcpus, total };
+    return { phase: phaseOf(phases), ...rest, failure: this.failure, vcpus, total };
   }
 
   [Symbol.dispose]() {

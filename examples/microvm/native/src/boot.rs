@@ -5,12 +5,13 @@ use kvm_ioctls::VcpuFd;
 
 use crate::error::{Error, Result};
 use crate::layout::{
-    ARENA_GPA, BAR0_GPA, IMAGE_GPA, MAX_QUEUE_DEPTH, MAX_UNITS_PER_COMMAND, MAX_VCPUS, PAGE, PAGE_TABLES_GPA,
-    PARAMETERS_GPA, PARAMETERS_MAGIC, Parameters, Range, stack_top,
+    ARENA_GPA, BAR0_GPA, GDT_GPA, IDT_GPA, IMAGE_GPA, MAX_QUEUE_DEPTH, MAX_UNITS_PER_COMMAND, MAX_VCPUS, PAGE,
+    PAGE_TABLES_GPA, PARAMETERS_GPA, PARAMETERS_MAGIC, Parameters, Range, kernel_stack_top, stack_top, tss_gpa,
 };
 use crate::ram::Ram;
 
-const PRESENT_WRITABLE: u64 = 3;
+/// Present, writable, for every privilege.
+const PRESENT_WRITABLE: u64 = 7;
 const LARGE: u64 = 1 << 7;
 const ENTRIES: u64 = 512;
 const GIB: u64 = 1 << 30;
@@ -20,6 +21,14 @@ const CR0: u64 = 0x8005_0033;
 const CR4: u64 = 0x620;
 /// LME, LMA
 const EFER: u64 = 0x500;
+/// IF, and the bit that is always set: interrupts come once the program has enabled its local APIC.
+const FLAGS: u64 = 0x202;
+/// Null, code and data of the kernel's part, data and code of the program; as SYSCALL would want them. Then the task segment,
+/// which is never loaded from here.
+const GDT: [u64; 5] = [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
+const USER_DATA: u16 = 0x1b;
+const USER_CODE: u16 = 0x23;
+const TASK: u16 = 0x28;
 const MOST_UNITS: u64 = 1 << 24;
 
 /// What the caller says about the guest.
@@ -36,15 +45,7 @@ pub struct Wanted {
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self {
-            seed: 1,
-            units: 8192,
-            queue_depth: 32,
-            max_units: 4,
-            nsid: 1,
-            warm: true,
-            shadow_doorbells: false,
-        }
+        Self { seed: 1, units: 8192, queue_depth: 32, max_units: 4, nsid: 1, warm: true, shadow_doorbells: false }
     }
 }
 
@@ -94,7 +95,8 @@ pub fn load(ram: &Ram, image: &[u8], wanted: &Wanted, vcpus: usize, tsc_khz: u32
     let done = ram.write(PAGE, &zero)
         && ram.write(IMAGE_GPA, image)
         && ram.write_obj(PARAMETERS_GPA, parameters)
-        && page_tables(ram);
+        && page_tables(ram)
+        && tables(ram, vcpus);
     done.then_some(()).ok_or_else(not_ram)
 }
 
@@ -116,22 +118,27 @@ fn page_tables(ram: &Ram) -> bool {
     done
 }
 
-/// Puts a vCPU at the start of the image.
+/// Puts a vCPU at the start of the image, at the lowest privilege: that is where the program mostly is. A KVM that has no hardware help runs only that
+/// part natively, and emulates the rest.
 pub fn start(vcpu: &VcpuFd, index: usize) -> Result<()> {
     let mut sregs = vcpu.get_sregs().map_err(Error::kvm("KVM_GET_SREGS"))?;
     let data = kvm_segment {
         limit: u32::MAX,
-        selector: 0x10,
+        selector: USER_DATA,
         type_: 3,
         present: 1,
+        dpl: 3,
         db: 1,
         s: 1,
         g: 1,
         ..Default::default()
     };
-    sregs.cs = kvm_segment { selector: 8, type_: 11, db: 0, l: 1, ..data };
+    sregs.cs = kvm_segment { selector: USER_CODE, type_: 11, db: 0, l: 1, ..data };
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { limit: 0xffff, type_: 11, present: 1, ..Default::default() };
+    let base = tss_gpa(index);
+    sregs.tr = kvm_segment { base, limit: 0x67, selector: TASK, type_: 11, present: 1, ..Default::default() };
+    (sregs.gdt.base, sregs.gdt.limit) = (GDT_GPA, (GDT.len() * 8 - 1) as u16);
+    (sregs.idt.base, sregs.idt.limit) = (IDT_GPA, PAGE as u16 - 1);
     sregs.cr0 = CR0;
     sregs.cr3 = PAGE_TABLES_GPA;
     sregs.cr4 = CR4;
@@ -142,7 +149,7 @@ pub fn start(vcpu: &VcpuFd, index: usize) -> Result<()> {
         // As after a call: the return address would be there.
         rsp: stack_top(index) - 8,
         rdi: index as u64,
-        rflags: 2,
+        rflags: FLAGS,
         ..Default::default()
     };
     vcpu.set_regs(&regs).map_err(Error::kvm("KVM_SET_REGS"))?;
@@ -150,7 +157,19 @@ pub fn start(vcpu: &VcpuFd, index: usize) -> Result<()> {
     vcpu.set_mp_state(runnable).map_err(Error::kvm("KVM_SET_MP_STATE"))
 }
 
+/// Descriptors, and for each vCPU where its stack is when it enters the kernel's part.
+fn tables(ram: &Ram, vcpus: usize) -> bool {
+    let mut done = true;
+    for (n, descriptor) in GDT.iter().enumerate() {
+        done &= ram.write_obj(GDT_GPA + 8 * n as u64, *descriptor);
+    }
+    for vcpu in 0..vcpus {
+        // RSP0; the field is not aligned (Intel SDM volume 3, figure 8-11).
+        done &= ram.write(tss_gpa(vcpu) + 4, &kernel_stack_top(vcpu).to_le_bytes());
+    }
+    done
+}
+
 // What is written at boot ends where the driver's memory begins, and RAM below the device.
 const _: () = assert!(ARENA_GPA < BAR0_GPA && PAGE_TABLES_GPA > PARAMETERS_GPA);
-const _: () = assert!(PAGE_TABLES_GPA + 66 * PAGE < 0x6_0000);
-
+const _: () = assert!(PAGE_TABLES_GPA + 66 * PAGE <= GDT_GPA);

@@ -9,7 +9,7 @@ use crate::device::bar::{Bar0, DOORBELLS};
 use crate::device::client::Client;
 use crate::device::msix::Msix;
 use crate::layout::{
-    BAR0_GPA, BAR0_ROOM, BAR4_GPA, BAR4_ROOM, CONFIG_GPA, MAX_VCPUS, PAGE, PORT_FAILED, PORT_RECORDS, at,
+    BAR0_GPA, BAR0_ROOM, BAR4_GPA, BAR4_ROOM, CONFIG_GPA, MAX_VCPUS, PAGE, PORT_FAILED, PORT_GPA, PORT_RECORDS, at,
     failure_words, status_gpa,
 };
 use crate::ram::Ram;
@@ -39,14 +39,7 @@ fn within(address: u64, base: u64, len: u64) -> Option<u64> {
 
 impl Bus {
     pub fn new(ram: Arc<Ram>, msix: Arc<Msix>, log: RecordLog) -> Self {
-        Self {
-            ram,
-            msix,
-            log,
-            counters: Counters::default(),
-            device: RwLock::new(None),
-            failure: Mutex::new(None),
-        }
+        Self { ram, msix, log, counters: Counters::default(), device: RwLock::new(None), failure: Mutex::new(None) }
     }
 
     pub fn set_device(&self, device: Option<Attached>) {
@@ -89,6 +82,9 @@ impl Bus {
 
     pub fn mmio_write(&self, address: u64, data: &[u8]) {
         self.counters.mmio_write.fetch_add(1, Ordering::Relaxed);
+        if let Some(port) = within(address, PORT_GPA, PAGE) {
+            return self.port_write(port, data);
+        }
         let Some(device) = self.device() else { return };
         if let Some(offset) = within(address, BAR0_GPA, BAR0_ROOM) {
             if offset >= DOORBELLS {
@@ -109,8 +105,8 @@ impl Bus {
         }
     }
 
-    pub fn port_write(&self, port: u16, data: &[u8]) {
-        self.counters.pio.fetch_add(1, Ordering::Relaxed);
+    /// A word from the program to the VMM.
+    fn port_write(&self, port: u64, data: &[u8]) {
         let Some(value) = data.first_chunk().map(|b| u32::from_le_bytes(*b)) else { return };
         match port {
             PORT_RECORDS => {

@@ -20,7 +20,7 @@ pub struct Load {
 
 impl Default for Load {
     fn default() -> Self {
-        Self { iops: 1500, read_percent: 50, dirty_pages_per_s: 2000, working_set_pages: 16_384, heartbeat_us: 200 }
+        Self { iops: 1500, read_percent: 50, dirty_pages_per_s: 2000, working_set_pages: 16_384, heartbeat_us: 1000 }
     }
 }
 
@@ -34,8 +34,8 @@ impl Load {
         if self.read_percent > 100 {
             return Err("readPercent is above 100");
         }
-        if self.heartbeat_us != 0 && !(20..=100_000).contains(&self.heartbeat_us) {
-            return Err("heartbeatUs is neither 0 nor in 20..=100000");
+        if self.heartbeat_us != 0 && !(200..=100_000).contains(&self.heartbeat_us) {
+            return Err("heartbeatUs is neither 0 nor in 200..=100000");
         }
         Ok(())
     }

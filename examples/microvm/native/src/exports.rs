@@ -197,11 +197,7 @@ impl Task for Job<crate::vm::DeviceInfo> {
     }
 
     fn resolve(&mut self, _: Env, info: Self::Output) -> Result<DeviceInfo> {
-        Ok(DeviceInfo {
-            bar0_bytes: big(info.bar0_bytes),
-            bar4_bytes: big(info.bar4_bytes),
-            vectors: info.vectors,
-        })
+        Ok(DeviceInfo { bar0_bytes: big(info.bar0_bytes), bar4_bytes: big(info.bar4_bytes), vectors: info.vectors })
     }
 }
 

@@ -346,8 +346,7 @@ fn pieces(offset: u64, len: usize, whole: usize) -> Vec<(usize, usize)> {
     let mut done = 0;
     while done < len {
         let at = offset + done as u64;
-        let step =
-            [8, 4, 2].into_iter().find(|n| *n <= len - done && at.is_multiple_of(*n as u64)).unwrap_or(1);
+        let step = [8, 4, 2].into_iter().find(|n| *n <= len - done && at.is_multiple_of(*n as u64)).unwrap_or(1);
         out.push((done, done + step));
         done += step;
     }

@@ -8,6 +8,8 @@ pub const PAGE: u64 = 4096;
 pub const PARAMETERS_GPA: u64 = 0x1000;
 pub const STATUS_GPA: u64 = 0x2000;
 pub const PAGE_TABLES_GPA: u64 = 0x4000;
+pub const GDT_GPA: u64 = 0x5_0000;
+pub const IDT_GPA: u64 = 0x5_1000;
 pub const IMAGE_GPA: u64 = 0x10_0000;
 pub const ARENA_GPA: u64 = 0x80_0000;
 pub const HOLE_GPA: u64 = 0xc000_0000;
@@ -30,13 +32,25 @@ pub const MAX_UNITS_PER_COMMAND: u32 = 8;
 pub const RECORDS_MAX: u32 = 512;
 pub const RECORD_BYTES: usize = 64;
 
-pub const PORT_RECORDS: u16 = 0x500;
-pub const PORT_FAILED: u16 = 0x504;
+pub const PORT_GPA: u64 = 0xd021_0000;
+/// Offsets from there.
+pub const PORT_RECORDS: u64 = 0;
+pub const PORT_FAILED: u64 = 4;
 pub const PARAMETERS_MAGIC: u64 = 0x3130_4d56_574f_5454;
 
 /// Where the stack of a vCPU begins, downwards.
 pub fn stack_top(vcpu: usize) -> u64 {
     0x7_0000 + vcpu as u64 * 0x1_0000
+}
+
+/// Where its stack begins while it runs the kernel's part.
+pub fn kernel_stack_top(vcpu: usize) -> u64 {
+    0x5_8000 + vcpu as u64 * 0x4000
+}
+
+/// Where its task state segment is.
+pub fn tss_gpa(vcpu: usize) -> u64 {
+    GDT_GPA + 0x100 + vcpu as u64 * 0x80
 }
 
 /// Where the status page of a vCPU is.
@@ -183,7 +197,11 @@ mod tests {
             ("PARAMETERS_GPA", PARAMETERS_GPA),
             ("STATUS_GPA", STATUS_GPA),
             ("PAGE_TABLES_GPA", PAGE_TABLES_GPA),
+            ("GDT_GPA", GDT_GPA),
+            ("IDT_GPA", IDT_GPA),
             ("IMAGE_GPA", IMAGE_GPA),
+            ("TSS_GPA(1)", tss_gpa(1)),
+            ("KERNEL_STACK_TOP_GPA(1)", kernel_stack_top(1)),
             ("ARENA_GPA", ARENA_GPA),
             ("HOLE_GPA", HOLE_GPA),
             ("BAR0_GPA", BAR0_GPA),
@@ -195,8 +213,8 @@ mod tests {
             ("MAX_RANGES", MAX_RANGES as u64),
             ("MAX_QUEUE_DEPTH", MAX_QUEUE_DEPTH.into()),
             ("RECORDS_MAX", RECORDS_MAX.into()),
-            ("PORT_RECORDS", PORT_RECORDS.into()),
-            ("PORT_FAILED", PORT_FAILED.into()),
+            ("PORT_RECORDS_GPA", PORT_GPA + PORT_RECORDS),
+            ("PORT_FAILED_GPA", PORT_GPA + PORT_FAILED),
             ("PARAMETERS_MAGIC", PARAMETERS_MAGIC),
             ("PHASE_BOOTING", PHASE_BOOTING.into()),
             ("PHASE_RUNNING", PHASE_RUNNING.into()),
@@ -225,7 +243,16 @@ mod tests {
         ));
         expected.extend(check!(
             "control",
-            Control { drain, epoch, iops, read_percent, dirty_pages_per_s, heartbeat_us, working_set_pages, gap_generation }
+            Control {
+                drain,
+                epoch,
+                iops,
+                read_percent,
+                dirty_pages_per_s,
+                heartbeat_us,
+                working_set_pages,
+                gap_generation
+            }
         ));
         expected.extend(check!(
             "status",

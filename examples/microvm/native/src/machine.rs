@@ -77,12 +77,7 @@ impl Machine {
             if !ring_entries.is_power_of_two() || !(LEAST_RING_ENTRIES..=MOST_RING_ENTRIES).contains(&ring_entries) {
                 return Err(Error::Argument(format!("dirtyRingEntries is {ring_entries}")));
             }
-            enable(
-                &vm,
-                KVM_CAP_DIRTY_LOG_RING,
-                u64::from(ring_entries * RING_ENTRY_BYTES),
-                "KVM_CAP_DIRTY_LOG_RING",
-            )?;
+            enable(&vm, KVM_CAP_DIRTY_LOG_RING, u64::from(ring_entries * RING_ENTRY_BYTES), "KVM_CAP_DIRTY_LOG_RING")?;
         }
         for (n, range) in ram.ranges().iter().enumerate() {
             set_slot(&vm, n as u32, range.gpa, range.len, range.host, 0)?;
@@ -119,13 +114,8 @@ impl Machine {
 }
 
 fn set_slot(vm: &VmFd, slot: u32, gpa: u64, len: u64, host: u64, flags: u32) -> Result<()> {
-    let region = kvm_userspace_memory_region {
-        slot,
-        flags,
-        guest_phys_addr: gpa,
-        memory_size: len,
-        userspace_addr: host,
-    };
+    let region =
+        kvm_userspace_memory_region { slot, flags, guest_phys_addr: gpa, memory_size: len, userspace_addr: host };
     // SAFETY: the mapping outlives the VM: `Vm` drops it after the descriptors.
     unsafe { vm.set_user_memory_region(region) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))
 }

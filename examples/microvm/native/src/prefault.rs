@@ -24,9 +24,7 @@ pub fn prefault(vcpu: &Vcpu, ram: &Ram) -> u64 {
         while rest.size > 0 {
             let before = rest.size;
             // SAFETY: the descriptor is KVM's and locked here; the structure is the one that the ioctl wants. It is advanced by the kernel.
-            let r = unsafe {
-                libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&*fd), PRE_FAULT_MEMORY as _, &raw mut rest)
-            };
+            let r = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&*fd), PRE_FAULT_MEMORY as _, &raw mut rest) };
             mapped += before - rest.size;
             let interrupted = r < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINTR);
             if r < 0 && !interrupted || r == 0 && rest.size == before {

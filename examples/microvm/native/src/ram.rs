@@ -95,8 +95,7 @@ impl Ram {
             regions.push(region);
             ranges.push(Range { gpa: spec.gpa, len: spec.len, file, fd_offset: spec.fd_offset, host });
         }
-        let memory =
-            GuestMemoryMmap::from_regions(regions).map_err(|e| Error::Argument(format!("memory: {e}")))?;
+        let memory = GuestMemoryMmap::from_regions(regions).map_err(|e| Error::Argument(format!("memory: {e}")))?;
         Ok(Self { memory, ranges })
     }
 

@@ -179,10 +179,8 @@ impl Vcpu {
     pub fn wait_still(&self) {
         let mut state = lock(&self.state);
         while state.running && state.wish != Wish::Run {
-            let (back, _) = self
-                .changed
-                .wait_timeout(state, Duration::from_millis(10))
-                .unwrap_or_else(PoisonError::into_inner);
+            let (back, _) =
+                self.changed.wait_timeout(state, Duration::from_millis(10)).unwrap_or_else(PoisonError::into_inner);
             state = back;
             if state.running && state.wish != Wish::Run {
                 self.kick(&state);
@@ -260,8 +258,7 @@ impl Vcpu {
             }
             let now = Instant::now();
             let Some(until) = state.held_until.filter(|u| *u > now) else { return true };
-            let (back, _) =
-                self.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner);
+            let (back, _) = self.changed.wait_timeout(state, until - now).unwrap_or_else(PoisonError::into_inner);
             state = back;
             bus.counters.throttled_ns.fetch_add(now.elapsed().as_nanos() as u64, Ordering::Relaxed);
         }
@@ -278,7 +275,7 @@ impl Vcpu {
             match fd.run() {
                 Ok(VcpuExit::MmioRead(address, out)) => bus.mmio_read(address, out),
                 Ok(VcpuExit::MmioWrite(address, data)) => bus.mmio_write(address, data),
-                Ok(VcpuExit::IoOut(port, data)) => bus.port_write(port, data),
+                Ok(VcpuExit::IoOut(..)) => count(&counters.pio),
                 Ok(VcpuExit::IoIn(_, out)) => {
                     count(&counters.pio);
                     out.fill(0xff);
@@ -293,7 +290,7 @@ impl Vcpu {
                 }
                 Ok(VcpuExit::Shutdown) => return Err("the guest shut down (triple fault)".into()),
                 Ok(VcpuExit::FailEntry(reason, _)) => return Err(format!("KVM can't enter the guest ({reason:#x})")),
-                Ok(VcpuExit::InternalError) => return Err("KVM reports an internal error".into()),
+                Ok(VcpuExit::InternalError) => return Err(internal_error(&mut fd)),
                 Ok(VcpuExit::Intr) => count(&counters.interrupted),
                 Ok(_) => count(&counters.other),
                 Err(e) if e.errno() == libc::EINTR => {
@@ -328,6 +325,16 @@ impl Vcpu {
             std::thread::sleep(Duration::from_micros(100));
         }
     }
+}
+
+/// What KVM says about an exit that is its own failure: mostly an instruction that it can't emulate.
+fn internal_error(fd: &mut VcpuFd) -> String {
+    let rip = fd.get_regs().map_or(0, |r| r.rip);
+    // SAFETY: this member of the union is the one that belongs to KVM_EXIT_INTERNAL_ERROR.
+    let internal = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal };
+    let data = internal.data.iter().take(internal.ndata.min(16) as usize);
+    let words: Vec<String> = data.map(|w| format!("{w:#x}")).collect();
+    format!("KVM reports internal error {} at {rip:#x} ({})", internal.suberror, words.join(" "))
 }
 
 /// Whether the counter of an eventfd is above 0.

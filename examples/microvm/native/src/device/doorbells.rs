@@ -73,7 +73,8 @@ impl Shared {
     }
 
     fn unregister(&self, doorbell: &mut Doorbell) {
-        if doorbell.registered && self.vm.unregister_ioevent(&doorbell.event, &doorbell.address(), NoDatamatch).is_ok() {
+        if doorbell.registered && self.vm.unregister_ioevent(&doorbell.event, &doorbell.address(), NoDatamatch).is_ok()
+        {
             doorbell.registered = false;
         }
     }
@@ -96,7 +97,9 @@ impl Doorbells {
         }
         let epoll = Epoll::new().map_err(Error::system("epoll"))?;
         let add = |fd: RawFd, data: u64| {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data)).map_err(Error::system("epoll_ctl"))
+            epoll
+                .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, data))
+                .map_err(Error::system("epoll_ctl"))
         };
         for doorbell in &doorbells {
             add(doorbell.event.as_raw_fd(), doorbell.index)?;

@@ -183,8 +183,8 @@ impl Msix {
                 ..Default::default()
             })
             .collect();
-        let routing = KvmIrqRouting::from_entries(&routes)
-            .map_err(|_| Error::Device("too many interrupt routes".into()))?;
+        let routing =
+            KvmIrqRouting::from_entries(&routes).map_err(|_| Error::Device("too many interrupt routes".into()))?;
         self.vm.set_gsi_routing(&routing).map_err(Error::kvm("KVM_SET_GSI_ROUTING"))
     }
 

@@ -32,8 +32,7 @@ pub const SREGS: Pair = pair(0x83, 0x84, 312);
 pub const SREGS2: Pair = pair(0xcc, 0xcd, 320);
 pub const CLOCK: Pair = pair(0x7c, 0x7b, 48);
 /// `KVM_GET_IRQCHIP` also reads which chip is meant.
-pub const IRQCHIP: Pair =
-    Pair { get: number(READ | WRITE, 0x62, 520), set: number(READ, 0x63, 520), bytes: 520 };
+pub const IRQCHIP: Pair = Pair { get: number(READ | WRITE, 0x62, 520), set: number(READ, 0x63, 520), bytes: 520 };
 
 /// Of the kinds that are a vCPU's and need nothing but this; `sregs` is what the kernel has.
 pub fn of(kind: Kind, sregs: Pair) -> Option<Pair> {
