@@ -128,6 +128,7 @@ async function attempt(guestRootPath, boot) {
         const name = role === 'alone' ? boot.name : `${boot.name}-${role}`;
         const command = guestCommand(guestRootPath, folder, boot, role);
         const tell = teller(name);
+        if (program?.isReady === false) return { console: '', problem: undefined, name };
         const { heard, close } = keeper(`${name}.console`, options.verbose ? tell : progress(tell));
         const guest = await runGuest(command, bootSeconds(boot), heard, abort.signal);
         await close();

@@ -144,6 +144,8 @@ export function guestCommand(guestRootPath, folder, { kernel, machine }, role) {
       ...process.env,
       APPEND: `towline.role=${role} ${machine.append ?? ''}`,
       MEMORY: String(machine.megabytes ?? 1024),
+      // What a device outside can't map, as QEMU has no descriptor to send.
+      BACKEND: machine.privateMemory ? 'ram,share=off' : 'memfd,share=on',
     },
   };
 }
@@ -188,14 +190,18 @@ export function runGuest({ args, env }, seconds, heard, signal) {
   });
 }
 
+/** The longest that a host program may take until it is ready. */
+const hostSeconds = 120;
+
 /**
  * Starts the host program of a machine and waits until it says `ready`.
  * @param {string} name
  * @param {string} folder
  * @param {(text: string) => void} heard Gets what it prints.
- * @returns {Promise<{ stop(): Promise<string | undefined> }>} `stop` gives what was wrong with it, if anything.
+ * @param {number} [seconds] The longest that may take.
+ * @returns {Promise<{ isReady: boolean, stop(): Promise<string | undefined> }>} `stop` gives what was wrong with it, if anything.
  */
-export async function startHost(name, folder, heard) {
+export async function startHost(name, folder, heard, seconds = hostSeconds) {
   const child = spawn(
     process.execPath,
     ['--enable-source-maps', join(root, 'dist-test', 'kernel', 'host', `${name}.js`)],
@@ -208,6 +214,7 @@ export async function startHost(name, folder, heard) {
   cleanups.add(cleanup);
   let stderr = '';
   let isStopping = false;
+  let isLate = false;
   child.stderr.setEncoding('utf8').on('data', (text) => {
     stderr += text;
     heard(text);
@@ -217,20 +224,28 @@ export async function startHost(name, folder, heard) {
     child.on('error', (error) => resolve(String(error)));
     child.on('close', (code, signal) => {
       cleanups.delete(cleanup);
-      const isGood = code === 0 && isStopping;
-      resolve(isGood ? undefined : `the host program ${name} ended with ${code ?? signal}: ${lastLine(stderr)}`);
+      if (code === 0 && isStopping) resolve(undefined);
+      else if (isLate) resolve(`the host program ${name} was not ready within ${seconds} s`);
+      else resolve(`the host program ${name} ended with ${code ?? signal}: ${lastLine(stderr)}`);
     });
   });
+  /** @type {Promise<true>} */
   const ready = new Promise((resolve) => {
     let stdout = '';
     child.stdout.setEncoding('utf8').on('data', (text) => {
       stdout += text;
       heard(text);
-      if (/^ready$/m.test(stdout)) resolve(undefined);
+      if (/^ready$/m.test(stdout)) resolve(true);
     });
   });
-  await Promise.race([ready, ended]);
+  const late = setTimeout(() => {
+    isLate = true;
+    cleanup();
+  }, seconds * 1000);
+  const isReady = (await Promise.race([ready, ended])) === true;
+  clearTimeout(late);
   return {
+    isReady,
     stop: async () => {
       isStopping = true;
       child.kill('SIGTERM');

@@ -24,6 +24,7 @@
  * @property {string} [host] A Node program that runs outside while the guest does, started before it: a file name in
  *   dist-test/kernel/host (test/kernel/host/NAME.ts) without its ending. See test/kernel/host/mailbox.ts.
  * @property {number} [megabytes] The guest's memory, 1024 unless told.
+ * @property {boolean} [privateMemory] The guest's memory has no descriptor that QEMU could hand on.
  *
  * @typedef {object} Suite
  * @property {string} name Short and unique, for `--only`.
@@ -96,6 +97,14 @@ export const machines = /** @satisfies {Record<string, Machine>} */ ({
     append: 'nvme_core.io_timeout=10 nvme_core.admin_timeout=10 nvme_core.multipath=N',
     setup: ['modprobe nvme', 'modprobe ext4'],
     host: 'judge',
+  },
+  /** Three VFs of an embedded subsystem (test/kernel/host/messages.ts), two of them behind BAR policies, at 0000:01:00.0, 02 and 03; guest memory without a descriptor. */
+  messages: {
+    devices: [plug(1, 'open'), plug(2, 'narrow'), plug(3, 'deaf')],
+    privateMemory: true,
+    append: 'nvme_core.multipath=N',
+    setup: ['modprobe nvme'],
+    host: 'messages',
   },
   /** The controlling PF of an embedded subsystem (test/kernel/host/hmlm.ts) at 0000:01:00.0, and its VFs, offline, at 02 and 03. */
   hmlm: {
@@ -244,6 +253,26 @@ export const suites = [
     timeoutSeconds: 900,
   },
   {
+    name: 'messages',
+    path: 'vfio-user: guest memory without a descriptor, DMA by messages both ways on one socket',
+    oracle: "Linux's nvme driver, nvme-cli, fio verify, cmp",
+    kernels: ['debian'],
+    machine: 'messages',
+    program: { node: 'messages' },
+    smoke: false,
+    timeoutSeconds: 300,
+  },
+  {
+    name: 'bar-policy',
+    path: 'vfio-user: BAR policies as the guest meets them',
+    oracle: "the BAR mapped by a C program, beside one without a policy; Linux's nvme driver, fio verify",
+    kernels: ['debian'],
+    machine: 'messages',
+    program: { node: 'bar-policy' },
+    smoke: false,
+    timeoutSeconds: 240,
+  },
+  {
     name: 'controlling',
     path: 'driver nvme over /dev/nvme0 of the embedded PF, its state to another kernel by HMLM',
     oracle: 'nvme-cli list-secondary, virt-mgmt, id-ctrl; fio verify in the other guest',
@@ -272,6 +301,16 @@ export const suites = [
     program: { node: 'explain' },
     smoke: false,
     timeoutSeconds: 600,
+  },
+  {
+    name: 'qemu-owner',
+    path: 'list and explain while QEMU has the device, by group and cdev',
+    oracle: 'VFIO in debugfs, inotify on /dev/vfio, the monitor of that QEMU',
+    kernels: ['built', 'debian'],
+    machine: 'sriov',
+    program: { node: 'qemu-owner' },
+    smoke: false,
+    timeoutSeconds: 400,
   },
   {
     name: 'conformance',
@@ -385,6 +424,18 @@ export const suites = [
     args: '$mttys $pci',
     // A line for each failure, without the call trace by which complaints are known.
     setup: ['for verbose in /sys/kernel/debug/fail*/verbose; do echo 1 > $verbose; done'],
+    smoke: false,
+    timeoutSeconds: 400,
+  },
+  {
+    name: 'provision-faults',
+    path: 'what provisioning asks of sysfs, passthrough and devlink while allocations of the kernel fail (fail-nth)',
+    oracle: 'ENOMEM by name, /proc/self/fd, drivers and resources as they were, the sequence afterwards',
+    kernels: ['built'],
+    machine: 'iommu',
+    program: { crate: 'towline-linux', example: 'vm_provision_faults' },
+    args: '$pci',
+    setup: ['for verbose in /sys/kernel/debug/fail*/verbose; do echo 1 > $verbose; done', 'modprobe netdevsim'],
     smoke: false,
     timeoutSeconds: 400,
   },

@@ -1,9 +1,11 @@
-// What the suites of list, explain and conformance have in common: the command as a process, and shells as oracles.
-import { execFile, spawn } from 'node:child_process';
+// What the suites of list, explain and conformance have in common: the command, and shells as oracles.
+import { type ChildProcess, execFile, fork, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdir } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
+
+import type { Answered, Asked } from './commands.js';
 
 const main = fileURLToPath(new URL('../../../dist/cli/main.js', import.meta.url));
 
@@ -21,9 +23,43 @@ function run(file: string, args: readonly string[], env?: NodeJS.ProcessEnv): Pr
   });
 }
 
-/** The command; nobody serves unless a socket is named. */
-export function towline(...args: string[]): Promise<Ended> {
-  return run(process.execPath, [main, ...args], { ...process.env, TOWLINE_SOCKET: '/tmp/nobody.sock' });
+/** Nobody serves unless a socket is named. */
+const env = { ...process.env, TOWLINE_SOCKET: '/tmp/nobody.sock' };
+
+/** The command as a process of its own. */
+export const towlineAlone = (...args: string[]): Promise<Ended> => run(process.execPath, [main, ...args], env);
+
+let commands: ChildProcess | undefined;
+let last = 0;
+
+/** The command, in a process that runs all of them. Throws where it leaves devices or guest memory open. */
+export async function towline(...args: string[]): Promise<Ended> {
+  commands ??= fork(fileURLToPath(new URL('commands.js', import.meta.url)), {
+    env,
+    execArgv: ['--enable-source-maps'],
+  });
+  const child = commands;
+  const id = ++last;
+  child.ref();
+  child.channel?.ref();
+  const ended = await new Promise<Answered>((resolve, reject) => {
+    const gone = (code: number | null, signal: string | null): void =>
+      reject(new Error(`towline ${args.join(' ')} took its process with it: ${signal ?? code}`));
+    child.once('exit', gone);
+    const heard = (answer: Answered): void => {
+      if (answer.id !== id) return;
+      child.off('message', heard).off('exit', gone);
+      resolve(answer);
+    };
+    child.on('message', heard);
+    child.send({ id, args } satisfies Asked);
+  });
+  // It does not keep the test from ending, and ends with it.
+  child.unref();
+  child.channel?.unref();
+  if (ended.error !== undefined) throw new Error(`towline ${args.join(' ')} threw ${ended.error}`);
+  if (ended.open.length > 0) throw new Error(`towline ${args.join(' ')} left ${ended.open.join(' ')} open`);
+  return ended;
 }
 
 /** The values that a command with `--json` printed. */
@@ -55,7 +91,15 @@ export async function holder(script: string): Promise<{ pid: number; said: strin
   return { pid: child.pid ?? 0, said: said ?? '', end };
 }
 
-/** How many descriptors this process has open. */
+/** How many descriptors this process has open, besides those to the process of the commands, which this ends. */
 export async function openFiles(): Promise<number> {
+  const child = commands;
+  commands = undefined;
+  if (child !== undefined) {
+    child.ref();
+    const ended = once(child, 'exit');
+    child.disconnect();
+    await ended;
+  }
   return (await readdir('/proc/self/fd')).length;
 }

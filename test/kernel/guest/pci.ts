@@ -43,13 +43,3 @@ export async function stateOf(pf: string): Promise<unknown> {
     vfs,
   };
 }
-
-/** Descriptors that this process has open on devices and sockets: what would have leaked. */
-export async function openDevices(): Promise<string[]> {
-  const found: string[] = [];
-  for (const fd of await readdir('/proc/self/fd')) {
-    const target = await readlink(`/proc/self/fd/${fd}`).catch(() => '');
-    if (/^\/dev\/(nvme|vfio|iommu)|vfio|iommufd/.test(target)) found.push(target);
-  }
-  return found.sort();
-}

@@ -39,6 +39,8 @@ const served = serveMailbox(
   run,
   {
     cntlids: async () => Object.fromEntries(names.map((name) => [name, server.cntlids[socket(name)]])),
+    status: async (name: string) => server.status(socket(name)),
+    descriptors: async () => server.descriptors(),
     unplug: async (name: string) => (await ports()).unplug(name),
     plug: async (name: string) => {
       const cntlid = server.cntlids[socket(name)] ?? -1;

@@ -6,6 +6,8 @@ import { provisionFunction } from '#towline/function/index.js';
 import type { FunctionKind } from '#towline/function/types.js';
 import type { NativeVfioUserServer } from '#towline/native/host-binding.js';
 
+import { policies, type PolicyName } from './policies.js';
+
 /** What a server serves. */
 export interface ServerDescription {
   /** Of the subsystem; its UUID and serial number follow from it. */
@@ -13,7 +15,7 @@ export interface ServerDescription {
   /** Files, the first is namespace 1. */
   namespaces: { path: string; megabytes: number }[];
   /** Functions that are provisioned by the host before any socket is there. */
-  functions: { kind: FunctionKind; namespaces: number[]; socket: string }[];
+  functions: { kind: FunctionKind; namespaces: number[]; socket: string; policy?: PolicyName }[];
   /**
    * Socket of the controlling PF, whose guest then provisions functions, and how many there are to be had. It has no use for
    * functions of the host: they go offline when the guest enables its controller.
@@ -21,11 +23,12 @@ export interface ServerDescription {
   controlling?: { socket: string; vf: number; siov: number };
 }
 
-/** Asks for a controller's socket, or for its end where there is no controller; the answer is {@link ServerAnswer}. */
+/** Asks for a controller's socket, for its end where there is no controller, or how it is; the answer is {@link ServerAnswer}. */
 export interface ServerRequest {
   id: number;
   cntlid?: number;
   socket: string;
+  status?: true;
 }
 
 /** The first one, without an `id`, says that everything is served, and by which controllers. */
@@ -33,6 +36,15 @@ export interface ServerAnswer {
   id?: number;
   error?: string;
   cntlids?: Record<string, number>;
+  status?: SocketStatus;
+}
+
+/** What the server of a socket says of its client. */
+export interface SocketStatus {
+  connected: boolean;
+  /** Ranges of guest memory, and how many of them are served by messages. */
+  dmaRegions: number;
+  messageRegions: number;
 }
 
 const description = JSON.parse(process.argv[2] ?? '') as ServerDescription;
@@ -52,14 +64,15 @@ const controlling = await driver.open(`embedded:${description.name}`);
 const subsystem = controlling[kSubsystem];
 const cntlids: Record<string, number> = {};
 const servers = new Map<string, NativeVfioUserServer>();
-const expose = async (cntlid: number, socket: string): Promise<void> => {
+const expose = async (cntlid: number, socket: string, policy?: PolicyName): Promise<void> => {
   cntlids[socket] = cntlid;
-  servers.set(socket, await subsystem.exposeVfioUser(cntlid, socket, {}));
+  const options = policy === undefined ? {} : { filter: policies[policy].compile().toBytes() };
+  servers.set(socket, await subsystem.exposeVfioUser(cntlid, socket, options));
 };
-for (const { kind, namespaces, socket } of description.functions) {
+for (const { kind, namespaces, socket, policy } of description.functions) {
   const fn = await provisionFunction(controlling, { kind, queues: 2, vectors: 3, namespaces });
   if (!(fn instanceof NvmeFunction)) throw new Error('the embedded driver made no NVMe function');
-  await expose(fn.cntlid, socket);
+  await expose(fn.cntlid, socket, policy);
 }
 if (description.controlling !== undefined) {
   const { socket, vf, siov } = description.controlling;
@@ -71,9 +84,15 @@ if (description.controlling !== undefined) {
 }
 
 process.on('message', (message) => {
-  const { id, cntlid, socket } = message as ServerRequest;
+  const { id, cntlid, socket, status } = message as ServerRequest;
+  if (status) {
+    const text = servers.get(socket)?.status();
+    return say(
+      text === undefined ? { id, error: `nobody serves ${socket}` } : { id, status: JSON.parse(text) as SocketStatus },
+    );
+  }
   const done = cntlid === undefined ? servers.get(socket)?.close() : expose(cntlid, socket);
-  Promise.resolve(done).then(
+  return void Promise.resolve(done).then(
     () => say({ id }),
     (error: unknown) => say({ id, error: String(error) }),
   );

@@ -1,12 +1,12 @@
 // The processes of nvme-server.ts, and QEMU's device for what they serve.
 import { type ChildProcess, fork } from 'node:child_process';
 import { once } from 'node:events';
-import { rm } from 'node:fs/promises';
+import { readdir, readlink, rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 import type { Qmp } from './qmp.js';
-import type { ServerAnswer, ServerDescription, ServerRequest } from './nvme-server.js';
+import type { ServerAnswer, ServerDescription, ServerRequest, SocketStatus } from './nvme-server.js';
 
 /** A subsystem in another process. */
 export class Server {
@@ -31,6 +31,18 @@ export class Server {
     this.cntlids = cntlids ?? {};
   }
 
+  /** How many descriptors it has open, by what they are of: connections, guest memory, interrupts. */
+  async descriptors(): Promise<Record<string, number>> {
+    const folder = `/proc/${this.#child?.pid}/fd`;
+    const counts: Record<string, number> = {};
+    for (const fd of await readdir(folder)) {
+      const target = await readlink(`${folder}/${fd}`).catch(() => '');
+      const kind = /^(socket|anon_inode:\[eventfd\]|\/memfd)/.exec(target)?.[1];
+      if (kind !== undefined) counts[kind] = (counts[kind] ?? 0) + 1;
+    }
+    return counts;
+  }
+
   /** Ends it as a power failure would. */
   async kill(): Promise<void> {
     const child = this.#child;
@@ -49,13 +61,21 @@ export class Server {
     await this.#ask({ socket });
   }
 
-  async #ask(what: Omit<ServerRequest, 'id'>): Promise<void> {
+  /** What a socket's server says of its client. */
+  async status(socket: string): Promise<SocketStatus> {
+    const { status } = await this.#ask({ socket, status: true });
+    if (status === undefined) throw new Error('the server did not say');
+    return status;
+  }
+
+  async #ask(what: Omit<ServerRequest, 'id'>): Promise<ServerAnswer> {
     this.#number += 1;
     const request: ServerRequest = { ...what, id: this.#number };
     const answered = this.#next(({ id }) => id === request.id);
     this.#child?.send(request);
-    const { error } = await answered;
-    if (error !== undefined) throw new Error(error);
+    const answer = await answered;
+    if (answer.error !== undefined) throw new Error(answer.error);
+    return answer;
   }
 
   #next(fits: (answer: ServerAnswer) => boolean): Promise<ServerAnswer> {

@@ -6,6 +6,8 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
+import { devicesOpenIn } from '../descriptors.js';
+import { towline as command } from '../host.js';
 import { diskOf, run, secondaries, sys } from '../nvme.js';
 import { attribute, driverOf, vfsOf } from '../pci.js';
 
@@ -16,21 +18,15 @@ const cli = fileURLToPath(new URL('../../../../dist/cli/main.js', import.meta.ur
 const folder = '/tmp/provision';
 const socket = ['--socket', `${folder}/socket`];
 let serving: ChildProcess;
+/** What it has open of devices while it has no function. */
+let idle: string[];
+const open = (): string[] => devicesOpenIn(serving.pid ?? 0);
 
-/** The command's JSON and its exit code. */
-async function towline(...args: string[]): Promise<{ code: number; json: Record<string, unknown>; text: string }> {
-  const [command = '', ...rest] = args;
-  const all = [cli, command, ...socket, '--json', ...rest];
-  const { code, stdout, stderr } = await run(process.execPath, all).then(
-    (done) => ({ code: 0, ...done }),
-    (failed: { code?: number; stdout?: string; stderr?: string }) => ({
-      code: failed.code ?? -1,
-      stdout: failed.stdout ?? '',
-      stderr: failed.stderr ?? '',
-    }),
-  );
-  const line = stdout.trim().split('\n').at(-1) ?? '';
-  return { code, json: line === '' ? {} : (JSON.parse(line) as Record<string, unknown>), text: stdout + stderr };
+/** What the command prints, and its exit code. */
+async function towline(...args: string[]): Promise<{ code: number; text: string }> {
+  const [name = '', ...rest] = args;
+  const { code, out, err } = await command(name, ...socket, '--json', ...rest);
+  return { code, text: out + err };
 }
 
 before(async () => {
@@ -43,6 +39,7 @@ before(async () => {
       .once('data', (text: string) => (text.includes('"serving"') ? resolve() : reject(new Error(text))));
     serving.once('exit', (code) => reject(new Error(`serve ended with ${code}`)));
   });
+  idle = open();
 });
 
 test('one command provisions a VF to the driver of the kernel', async () => {
@@ -78,6 +75,7 @@ test('it is taken to vfio-pci, explained, and given back', async () => {
   const released = await towline('release', 'one');
   assert.equal(released.code, 0, released.text);
   assert.equal(await driverOf(vf), undefined);
+  assert.deepEqual(open(), idle, 'descriptors are left');
   for (const s of await secondaries('nvme0')) assert.deepEqual([s.online, s.queues, s.vectors], [false, 0, 0]);
 });
 
@@ -91,6 +89,7 @@ test('what can not be is told in words, and leaves nothing', async () => {
     assert.notEqual(refused.code, 0);
     assert.match(refused.text, words);
     assert.doesNotMatch(refused.text, /\n\s+at /, 'no stack trace');
+    assert.deepEqual(open(), idle, 'descriptors are left');
     for (const s of await secondaries('nvme0')) assert.deepEqual([s.online, s.queues, s.vectors], [false, 0, 0]);
   }
 });

@@ -14,6 +14,7 @@ import {
   receive,
   type FunctionSpec,
 } from '#towline/index.js';
+import { devicesOpenIn } from '../descriptors.js';
 import { ask } from '../ask.js';
 import { controllerOf, diskOf, fio, nvme, run, secondaries, sys, tellLog, until } from '../nvme.js';
 
@@ -39,10 +40,7 @@ before(async () => {
   name = await controllerOf(PF);
   controlling = await new NvmeDriver().open(`/dev/${name}`);
 });
-after(async () => {
-  await controlling.close();
-  await tellLog();
-});
+after(tellLog);
 
 test("nvme-cli's view of the controlling function", async () => {
   const id = await nvme('id-ctrl', `/dev/${name}`);
@@ -135,3 +133,9 @@ if (!isSource) {
     await fio(await diskOf(PLUGGED), 'write', 32);
   });
 }
+
+test('what was opened is closed', async () => {
+  assert.notDeepEqual(devicesOpenIn(), []);
+  await controlling.close();
+  assert.deepEqual(devicesOpenIn(), []);
+});

@@ -5,11 +5,13 @@ import { writeFile } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
 
 import { DevlinkDriver, isTowlineError, provisionFunction, type FunctionSpec } from '#towline/index.js';
+import { openFiles } from '../host.js';
 import { run } from '../nvme.js';
 
 const DEVICE = 'netdevsim7';
 const ADDRESS = `netdevsim/${DEVICE}`;
 const driver = new DevlinkDriver();
+let descriptors: number;
 
 /** Ports as the devlink tool shows them. */
 async function ports(): Promise<Record<string, { flavour?: string }>> {
@@ -25,6 +27,7 @@ before(async () => {
 
 test('the instance is found, and without VFs it says what to do', async () => {
   assert.ok((await driver.discover()).some((d) => d.address === ADDRESS));
+  descriptors = await openFiles();
   const controlling = await driver.open(ADDRESS);
   const reason = (await controlling.explain()).find((r) => r.message.includes(ADDRESS));
   assert.match(reason?.mend ?? '', /switchdev/);
@@ -74,6 +77,10 @@ test('what the driver of the device lacks is told with its errno, and nothing ch
   const set = ['port', 'function', 'set', port, 'hw_addr', '02:00:00:00:00:01'];
   await assert.rejects(run('devlink', set), /not supported/i);
   await controlling.close();
+});
+
+test('no descriptor is left open', async () => {
+  assert.equal(await openFiles(), descriptors);
 });
 
 after(async () => {

@@ -4,8 +4,9 @@ import { readdir, writeFile } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
 
 import { provisionFunction, SriovDriver, type ControlledFunction, type FunctionSpec } from '#towline/index.js';
+import { devicesOpenIn } from '../descriptors.js';
 import { run, sys, until } from '../nvme.js';
-import { attribute, driverOf, openDevices, stateOf, vfsOf } from '../pci.js';
+import { attribute, driverOf, stateOf, vfsOf } from '../pci.js';
 
 /** Where the machine `sriov` has it. */
 const PF = '0000:02:00.0';
@@ -100,7 +101,7 @@ test('VFs that are there are used, and their number is changed only by force', a
 
 after(async () => {
   await controlling.close();
-  assert.deepEqual(await openDevices(), []);
+  assert.deepEqual(devicesOpenIn(), []);
   await writeFile(`${sys(PF)}/sriov_numvfs`, '0');
   await writeFile(`${sys(PF)}/sriov_drivers_autoprobe`, '1');
 });

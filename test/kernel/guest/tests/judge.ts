@@ -13,8 +13,12 @@ const kinds = ['pf', 'vf', 'siov'] as const;
 const addresses = { pf: '0000:01:00.0', vf: '0000:02:00.0', siov: '0000:03:00.0' } as const;
 const diskBytes = 64 * 1024 * 1024;
 let cntlids: Record<string, number>;
+/** What the server has open while all of them are live. */
+let descriptors: unknown;
 
 before(async () => {
+  for (const kind of kinds) await controllerOf(addresses[kind]);
+  descriptors = await ask('descriptors');
   cntlids = (await ask('cntlids')) as Record<string, number>;
 });
 
@@ -30,6 +34,12 @@ for (const kind of kinds) {
     assert.equal(ns.nsze * 2 ** (ns.lbafs[ns.flbas & 0xf]?.ds ?? 0), diskBytes);
     const interrupts = await readFile('/proc/interrupts', 'utf8');
     assert.match(interrupts, new RegExp(`${name}q1`));
+    // Guest memory is mapped; the suite `messages` has the same without.
+    const { dmaRegions, messageRegions } = (await ask('status', kind)) as {
+      dmaRegions: number;
+      messageRegions: number;
+    };
+    assert.ok(messageRegions < dmaRegions, `${messageRegions} of ${dmaRegions} by messages`);
   });
 
   test(`${kind}: raw, written and verified`, async () => {
@@ -88,6 +98,10 @@ for (const kind of kinds) {
     await fio(await diskOf(address), 'write', 5);
   });
 }
+
+test('the server has as much open as in the beginning, after all of that', async () => {
+  assert.deepEqual(await ask('descriptors'), descriptors);
+});
 
 test('the server is killed: the guest survives it, and after unplug and plug the data is there', async () => {
   for (const kind of kinds) await fio(await diskOf(addresses[kind]), 'write', 21);

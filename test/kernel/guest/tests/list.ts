@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 
 import { discoverHost, type HostController, type HostFunction } from '../../../../dist/index.js';
-import { openFiles, sh, towline, values } from '../host.js';
+import { openFiles, sh, towline, towlineAlone, values } from '../host.js';
 
 const NVME = '0000:01:00.0';
 const IGB = '0000:02:00.0';
@@ -136,7 +136,7 @@ test('devlink: the ports of functions are those that devlink shows', async () =>
 });
 
 test('the command shows the same, and words for people', async () => {
-  const json = await towline('list', '--json');
+  const json = await towlineAlone('list', '--json');
   assert.equal(json.code, 0, json.err);
   const [told] = values<{ host: unknown; serving: boolean }>(json);
   assert.deepEqual(told?.host, JSON.parse(JSON.stringify(await discoverHost())));

@@ -6,9 +6,9 @@ import { after, before, test } from 'node:test';
 
 import { MdevDriver, provisionFunction, type ControlledFunction, type FunctionSpec } from '#towline/index.js';
 import { conformDriver, conformFunction } from '#towline/conformance/index.js';
+import { devicesOpenIn } from '../descriptors.js';
 import { exists, hasDebugfs, kernelState } from '../mtty.js';
 import { run } from '../nvme.js';
-import { openDevices } from '../pci.js';
 
 const types = '/sys/devices/virtual/mtty/mtty/mdev_supported_types';
 const available = async (type: string): Promise<number> =>
@@ -106,5 +106,5 @@ test('what a type does not give is refused, and nothing is left', async () => {
 
 after(async () => {
   await controlling.close();
-  assert.deepEqual(await openDevices(), []);
+  assert.deepEqual(devicesOpenIn(), []);
 });

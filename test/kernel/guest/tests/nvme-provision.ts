@@ -12,8 +12,9 @@ import {
   type ControlledFunction,
   type FunctionSpec,
 } from '#towline/index.js';
+import { devicesOpenIn } from '../descriptors.js';
 import { controllerOf, diskOf, nvme, run, secondaries, sys, tellLog } from '../nvme.js';
-import { attribute, driverOf, openDevices, stateOf, vfsOf } from '../pci.js';
+import { attribute, driverOf, stateOf, vfsOf } from '../pci.js';
 
 /** Where the machine `sriov` has it. */
 const PF = '0000:01:00.0';
@@ -221,7 +222,7 @@ test('released: no driver, no resources, no namespace', async () => {
 
 after(async () => {
   await controlling.close();
-  assert.deepEqual(await openDevices(), []);
+  assert.deepEqual(devicesOpenIn(), []);
   await tellLog();
   // The next suite finds the machine as this one did.
   await writeFile(`${sys(PF)}/sriov_numvfs`, '0');

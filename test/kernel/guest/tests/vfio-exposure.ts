@@ -8,8 +8,9 @@ import { after, test } from 'node:test';
 import { GuestMemory, NvmeDriver, provisionFunction, type ControlledFunction } from '#towline/index.js';
 import { binding } from '#towline/native/api.js';
 import type { NativeVfioInfo } from '#towline/native/host-binding.js';
+import { devicesOpenIn } from '../descriptors.js';
 import { diskOf, nvme, run, sys } from '../nvme.js';
-import { attribute, driverOf, openDevices, stateOf } from '../pci.js';
+import { attribute, driverOf, stateOf } from '../pci.js';
 
 /** Where the machine `sriov` has it. */
 const PF = '0000:01:00.0';
@@ -51,7 +52,7 @@ for (const by of ['group', 'cdev'] as const) {
     } finally {
       device.close();
     }
-    assert.deepEqual(await openDevices(), controllingOnly());
+    assert.deepEqual(devicesOpenIn(), controllingOnly());
   });
 
   test(`by ${by}: its DMA gets guest memory, and nobody else gets in`, { skip }, async () => {
@@ -141,7 +142,7 @@ test('released: no driver and no override', async () => {
 
 after(async () => {
   await controlling.close();
-  assert.deepEqual(await openDevices(), []);
+  assert.deepEqual(devicesOpenIn(), []);
   await writeFile(`${sys(PF)}/sriov_numvfs`, '0');
   await writeFile(`${sys(PF)}/sriov_drivers_autoprobe`, '1');
 });
