@@ -126,7 +126,7 @@ class Bench {
   /** A guest whose memory was written from end to end. */
   async guest(mib: number): Promise<Guest> {
     const memory = GuestMemory.anonymous('same-host', BigInt(mib) << 20n);
-    const fill = Buffer.alloc(Math.min(FILL_BYTES, mib << 20));
+    const fill = Buffer.alloc(Math.min(FILL_BYTES, mib * 2 ** 20));
     for (let word = 0; word < fill.length / 4; word++) fill.writeUInt32LE((word * 2_654_435_761) % 2 ** 32, word * 4);
     for (let at = 0n; at < BigInt(mib) << 20n; at += BigInt(fill.length)) memory.write(at, fill);
     return new Guest(this, memory, mib);

@@ -97,7 +97,7 @@ export interface ReceiveOptions extends SideOptions {
    */
   onMemory?: (memory: GuestMemory) => void | Promise<void>;
   /**
-   * Takes passed memory out of files that could shrink, or lie on hugetlbfs, as {@link MemoryRegion.shrinkable}: the files are looked at
+   * Takes passed memory out of files that could shrink, or lie on hugetlbfs, as `shrinkable` of a {@link GuestMemory} range: the files are looked at
    * again here, whatever the source was told. Default false.
    */
   shrinkable?: boolean;

@@ -17,7 +17,7 @@ use towline_core::dirty::MarkLog;
 use towline_core::fsm::DeviceState;
 use towline_core::memory::{GuestMemory, MemoryErrorKind, MemoryRange};
 use towline_engine::cancel::Cancel;
-use towline_engine::dialogue::{MAX_PASSED_REGIONS, MAX_SECTION_DESCRIPTORS, Mismatch};
+use towline_engine::dialogue::{MAX_DESCRIPTORS, MAX_PASSED_REGIONS, MAX_SECTION_DESCRIPTORS, Mismatch};
 use towline_engine::error::{EngineError, LinkError};
 use towline_engine::link::{ByteSink, ByteSource, CallbackLink, Link};
 use towline_engine::session::{DestinationSession, MemoryBy, NamedSource, SourceSession, Terms};
@@ -438,6 +438,7 @@ fn memory_that_came_later_is_not_left_behind() {
 
 /// Both sides up to a source that may send sections; `there` receives and gives its session once everything is loaded.
 fn sections(
+    names: &[&str],
     send: impl FnOnce(&mut SourceSession),
     take: impl FnOnce(Result<(), EngineError>, &mut DestinationSession) + Send,
 ) {
@@ -456,7 +457,7 @@ fn sections(
             let result = session.receive(&mut |_| {});
             take(result, &mut session);
         });
-        let config = here.source(Uuid::new_v4(), &log, SECTION_NAMES);
+        let config = here.source(Uuid::new_v4(), &log, names);
         let mut session = SourceSession::with_terms(config, terms, a).unwrap();
         session.offer(serde_json::json!({})).unwrap();
         session.start_tracking().unwrap();
@@ -472,6 +473,7 @@ fn descriptors_of_sections_are_taken_by_name_or_closed() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (left, forgotten) = UnixStream::pair().unwrap();
     sections(
+        SECTION_NAMES,
         |session| {
             session
                 .send_section_with(
@@ -508,6 +510,7 @@ fn descriptors_of_sections_are_taken_by_name_or_closed() {
 fn what_nobody_takes_is_closed_with_the_session() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     sections(
+        SECTION_NAMES,
         |session| {
             session.send_section_with("vcpu", b"x", &[("a", theirs.as_fd())]).unwrap();
             session.send_section("empty", b"").unwrap();
@@ -527,6 +530,7 @@ fn what_nobody_takes_is_closed_with_the_session() {
 fn descriptors_have_limits_at_the_source() {
     let fd = memfd("one", PAGE).unwrap();
     sections(
+        SECTION_NAMES,
         |session| {
             let names: Vec<String> = (0..=MAX_SECTION_DESCRIPTORS).map(|i| format!("n{i}")).collect();
             let many: Vec<(&str, BorrowedFd<'_>)> = names.iter().map(|n| (n.as_str(), fd.as_fd())).collect();
@@ -543,6 +547,35 @@ fn descriptors_have_limits_at_the_source() {
         |result, session| {
             result.unwrap();
             assert_eq!(session.take_section_descriptors("vcpu").unwrap().len(), MAX_SECTION_DESCRIPTORS);
+            session.abort("that was all").unwrap();
+        },
+    );
+}
+
+#[test]
+fn all_sections_together_have_a_limit_too() {
+    let fd = memfd("one", PAGE).unwrap();
+    let full = MAX_DESCRIPTORS / MAX_SECTION_DESCRIPTORS;
+    let sections_of: Vec<String> = (0..=full).map(|i| format!("s{i}")).collect();
+    let offered: Vec<&str> = sections_of.iter().map(String::as_str).collect();
+    let names: Vec<String> = (0..MAX_SECTION_DESCRIPTORS).map(|i| format!("n{i}")).collect();
+    let fds: Vec<(&str, BorrowedFd<'_>)> = names.iter().map(|n| (n.as_str(), fd.as_fd())).collect();
+    sections(
+        &offered,
+        |session| {
+            for section in &offered[..full] {
+                session.send_section_with(section, b"", &fds).unwrap();
+            }
+            let one_more = session.send_section_with(offered[full], b"", &fds[..1]);
+            assert!(matches!(one_more, Err(EngineError::Limit { value: 1025, limit: 1024, .. })), "{one_more:?}");
+            session.send_section(offered[full], b"").unwrap();
+            session.prepare().unwrap_err();
+        },
+        |result, session| {
+            result.unwrap();
+            for section in &sections_of[..full] {
+                assert_eq!(session.section_descriptor_names(section).len(), MAX_SECTION_DESCRIPTORS);
+            }
             session.abort("that was all").unwrap();
         },
     );

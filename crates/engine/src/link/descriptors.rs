@@ -68,3 +68,28 @@ pub(super) fn why_not(socket: &UnixStream) -> Option<String> {
         Err(errno) => Some(format!("who the peer is can't be told (SO_PEERCRED: {errno})")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::thread::set_thread_res_uid;
+
+    use super::*;
+
+    #[test]
+    fn another_user_is_told_apart() {
+        let (ours, _other) = UnixStream::pair().unwrap();
+        assert_eq!(why_not(&ours), None);
+        if !geteuid().is_root() {
+            return eprintln!("skipped: only root can make a socket of another user");
+        }
+        // Of that thread alone (credentials(7)), which ends with it.
+        let nobody = rustix::process::Uid::from_raw(65534);
+        let made = std::thread::spawn(move || {
+            set_thread_res_uid(nobody, nobody, nobody).unwrap();
+            UnixStream::pair().unwrap()
+        });
+        let (theirs, _other) = made.join().unwrap();
+        let why = why_not(&theirs).unwrap();
+        assert!(why.contains("the peer runs as user 65534 and this process as 0"), "{why}");
+    }
+}
