@@ -13,6 +13,7 @@ use crate::ram::Ram;
 /// Present, writable, for every privilege.
 const PRESENT_WRITABLE: u64 = 7;
 const LARGE: u64 = 1 << 7;
+const LARGE_BYTES: u64 = 2 << 20;
 const ENTRIES: u64 = 512;
 const GIB: u64 = 1 << 30;
 /// PG, AM, WP, NE, ET, MP, PE
@@ -111,7 +112,7 @@ fn page_tables(ram: &Ram) -> bool {
         done &= ram.write_obj(pointers + 8 * n, directory(n) | PRESENT_WRITABLE);
         let mut page = Vec::with_capacity(PAGE as usize);
         for entry in 0..ENTRIES {
-            page.extend_from_slice(&(n * GIB + entry * (2 << 20) | PRESENT_WRITABLE | LARGE).to_le_bytes());
+            page.extend_from_slice(&((n * GIB + entry * LARGE_BYTES) | PRESENT_WRITABLE | LARGE).to_le_bytes());
         }
         done &= ram.write(directory(n), &page);
     }

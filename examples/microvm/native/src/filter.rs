@@ -363,3 +363,6 @@ fn outcome(lanes: &[Lane; 8], len: usize) -> Outcome {
         Outcome::Denied
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -293,8 +293,9 @@ mod tests {
         std::fs::write(folder.join("layout.c"), source).unwrap();
         let guest = concat!(env!("CARGO_MANIFEST_DIR"), "/guest");
         let program = folder.join("layout");
-        let compiled = Command::new("cc").arg("-I").arg(guest).arg("-o").arg(&program).arg(folder.join("layout.c"));
-        assert!(compiled.status().unwrap().success());
+        let mut compiler = Command::new("cc");
+        compiler.arg("-I").arg(guest).arg("-o").arg(&program).arg(folder.join("layout.c"));
+        assert!(compiler.status().unwrap().success());
         let out = String::from_utf8(Command::new(&program).output().unwrap().stdout).unwrap();
         for ((name, value), line) in expected.iter().zip(out.lines()) {
             assert_eq!(u64::from_str_radix(line, 16).unwrap(), *value, "{name}");

@@ -483,3 +483,6 @@ impl Drop for Vm {
         self.close();
     }
 }
+
+#[cfg(test)]
+mod tests;
