@@ -8,6 +8,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod bar;
+pub mod bucket;
 pub mod channel;
 pub mod crc;
 pub mod dirty;

@@ -3,7 +3,8 @@
 
 use proptest::prelude::*;
 use towline_core::forecast::{
-    Convergence, DeviceCost, Estimate, Forecast, ForecastInput, Forecaster, Limits, MAX_MS, Obstacle, RoundObserved,
+    Convergence, DeviceCost, Estimate, Forecast, ForecastInput, Forecaster, Limits, MAX_MS, MAX_THROTTLE_PERCENT,
+    Obstacle, RoundObserved, Writer,
 };
 
 const MIB: u64 = 1 << 20;
@@ -70,6 +71,7 @@ impl Simulation {
                 ms,
                 dirtied_bytes: harvested as u64 * PAGE,
                 interval_ms: ms,
+                ..RoundObserved::default()
             });
             dirty.fill(false);
             pending = harvested;
@@ -288,6 +290,62 @@ fn each_obstacle_and_what_mends_it() {
     assert_eq!((needs.bandwidth_bytes_per_s, needs.dirty_bytes_per_s), (None, None), "no link makes the stop shorter");
 }
 
+/// 64 MiB over 100 MB/s; the one writes 80 MB/s, the other 60 MB/s: together too much.
+fn two_writers() -> ForecastInput {
+    ForecastInput {
+        memory_bytes: 64 * MIB,
+        bandwidth_bytes_per_s: Estimate::exact(100e6),
+        dirty_bytes_per_s: Estimate::exact(80e6),
+        device_dirty_bytes_per_s: Estimate::exact(60e6),
+        limits: Limits { max_downtime_ms: 50.0, ..Limits::default() },
+        ..ForecastInput::default()
+    }
+}
+
+#[test]
+fn what_slows_one_writer_down_does_not_slow_the_other() {
+    let (obstacle, needs) = failure(&two_writers().forecast());
+    assert_eq!(obstacle, Obstacle::DirtyRate);
+    // Within 30 passes 64 MiB have to shrink to 5 MB: by 0.917 each time, so that 91.7 MB/s are fine.
+    let all = needs.dirty_bytes_per_s.unwrap();
+    assert!((all - 91.7e6).abs() < 0.2e6, "{all}");
+    let throttled = 80e6 * (1.0 - needs.throttle_percent.unwrap() / 100.0);
+    assert!((throttled + 60e6 - all).abs() < 1e3, "{throttled}");
+    assert!((needs.device_dirty_bytes_per_s.unwrap() + 80e6 - all).abs() < 1e3);
+    // Where the other one alone is too fast, nothing that is done to this one helps.
+    let device = ForecastInput { device_dirty_bytes_per_s: Estimate::exact(120e6), ..two_writers() };
+    let (_, needs) = failure(&device.forecast());
+    assert!(needs.throttle_percent.is_none() && needs.device_dirty_bytes_per_s.is_some(), "{needs:?}");
+    let others = ForecastInput { dirty_bytes_per_s: Estimate::exact(120e6), ..two_writers() };
+    let (_, needs) = failure(&others.forecast());
+    assert!(needs.throttle_percent.is_some() && needs.device_dirty_bytes_per_s.is_none(), "{needs:?}");
+    // Whoever writes nothing can't be slowed down.
+    let idle = ForecastInput { device_dirty_bytes_per_s: Estimate::default(), ..others };
+    assert_eq!(failure(&idle.forecast()).1.device_dirty_bytes_per_s, None);
+}
+
+#[test]
+fn a_writer_that_was_measured_anew_replaces_what_was_believed() {
+    let mut forecaster = Forecaster::new(two_writers());
+    forecaster.observe_round(RoundObserved {
+        bytes: 64 * MIB,
+        ms: 671.0,
+        dirtied_bytes: 60 * MIB,
+        device_dirtied_bytes: 30 * MIB,
+        interval_ms: 671.0,
+    });
+    assert!(!forecaster.forecast().convergence.converges());
+    let writer = |bytes_per_s, working_set_bytes| Writer { bytes_per_s, working_set_bytes };
+    forecaster.observe_writers(writer(8e6, Some(16 * MIB)), writer(60e6, None), 50.0);
+    assert!(forecaster.forecast().convergence.converges(), "{:?}", forecaster.forecast());
+    assert_eq!(forecaster.input().working_set_bytes, Some(16 * MIB));
+    forecaster.observe_writers(writer(4e6, None), writer(1e6, None), 50.0);
+    assert_eq!(forecaster.input().working_set_bytes, Some(16 * MIB), "the same memory, more slowly");
+    // A new attempt starts from the beginning, with the rates of now.
+    let again = forecaster.forecast_again();
+    assert!(again.convergence.converges() && again.total_ms > 671.0 && again.rounds <= 2, "{again:?}");
+}
+
 #[test]
 fn measured_parts_of_the_stop_replace_the_guesses() {
     let guess = ForecastInput {
@@ -339,11 +397,13 @@ prop_compose! {
         (round_trips, journal_syncs) in (any::<u32>(), any::<u32>()),
         (max_downtime_ms, max_rounds) in (any_number(), prop_oneof![9 => 0u32..60, 1 => any::<u32>()]),
         max_total_ms in prop::option::of(any_number()),
+        (device_working_set_bytes, device_dirty_bytes_per_s) in (prop::option::of(any::<u64>()), estimate()),
     ) -> ForecastInput {
         let limits = Limits { max_downtime_ms, max_rounds, max_total_ms };
         ForecastInput {
             memory_bytes, working_set_bytes, dirty_bytes_per_s, bandwidth_bytes_per_s, state_bytes, save, load, stop_ms,
             rtt_ms, round_trips, journal_sync_ms, journal_syncs, round_overhead_ms, limits,
+            device_working_set_bytes, device_dirty_bytes_per_s,
         }
     }
 }
@@ -357,9 +417,11 @@ prop_compose! {
         (stop_ms, round_overhead_ms) in (0.0..5.0, 0.0..5.0),
         (max_downtime_ms, max_rounds) in (1.0..2000.0, 1u32..40),
         max_total_ms in prop::option::of(10.0..1e6),
+        (device, device_working_set_bytes) in (prop_oneof![Just(0.0), 0.0..2e9], prop::option::of(MIB..8 * GIB)),
     ) -> ForecastInput {
         ForecastInput {
-            memory_bytes, working_set_bytes, stop_ms, round_overhead_ms,
+            memory_bytes, working_set_bytes, stop_ms, round_overhead_ms, device_working_set_bytes,
+            device_dirty_bytes_per_s: Estimate::exact(device),
             dirty_bytes_per_s: Estimate::exact(dirty),
             bandwidth_bytes_per_s: Estimate::exact(bandwidth),
             state_bytes: Estimate::exact(state),
@@ -374,7 +436,15 @@ fn sound(forecast: &Forecast) -> Result<(), TestCaseError> {
         vec![forecast.total_ms, forecast.downtime_ms.p50, forecast.downtime_ms.p95, forecast.memory_bytes];
     if let Convergence::Fails { needs, .. } = forecast.convergence {
         numbers.extend(
-            [needs.bandwidth_bytes_per_s, needs.dirty_bytes_per_s, needs.max_downtime_ms].into_iter().flatten(),
+            [
+                needs.bandwidth_bytes_per_s,
+                needs.dirty_bytes_per_s,
+                needs.max_downtime_ms,
+                needs.throttle_percent,
+                needs.device_dirty_bytes_per_s,
+            ]
+            .into_iter()
+            .flatten(),
         );
     }
     prop_assert!(numbers.iter().all(|n| n.is_finite() && *n >= 0.0), "{:?}", forecast);
@@ -403,7 +473,8 @@ proptest! {
         sound(&input.forecast())?;
         let mut forecaster = Forecaster::new(input);
         for (bytes, ms, dirtied_bytes, interval_ms) in rounds {
-            forecaster.observe_round(RoundObserved { bytes, ms, dirtied_bytes, interval_ms });
+            let device_dirtied_bytes = dirtied_bytes / 3;
+            forecaster.observe_round(RoundObserved { bytes, ms, dirtied_bytes, device_dirtied_bytes, interval_ms });
             sound(&forecaster.forecast())?;
             let now = forecaster.downtime_now();
             prop_assert!(now.p50.is_finite() && now.p50 >= 0.0 && now.p95.is_finite() && now.p95 >= now.p50);
@@ -435,7 +506,19 @@ proptest! {
             prop_assert!(again(ForecastInput { bandwidth_bytes_per_s: Estimate::exact(b * 1.000_001), ..input }), "bandwidth");
         }
         if let Some(r) = needs.dirty_bytes_per_s {
-            prop_assert!(again(ForecastInput { dirty_bytes_per_s: Estimate::exact(r * 0.999_999), ..input }), "dirty rate");
+            let all = input.dirty_bytes_per_s.mean + input.device_dirty_bytes_per_s.mean;
+            let slower = |e: Estimate| Estimate::exact(e.mean * r / all * 0.999_999);
+            let (dirty, device) = (slower(input.dirty_bytes_per_s), slower(input.device_dirty_bytes_per_s));
+            prop_assert!(again(ForecastInput { dirty_bytes_per_s: dirty, device_dirty_bytes_per_s: device, ..input }), "dirty rate");
+        }
+        if let Some(percent) = needs.throttle_percent {
+            prop_assert!(percent <= MAX_THROTTLE_PERCENT);
+            let left = (1.0 - percent / 100.0) * input.dirty_bytes_per_s.mean * 0.999_999;
+            prop_assert!(again(ForecastInput { dirty_bytes_per_s: Estimate::exact(left), ..input }), "throttle");
+        }
+        if let Some(device) = needs.device_dirty_bytes_per_s {
+            let limited = Estimate::exact(device * 0.999_999);
+            prop_assert!(again(ForecastInput { device_dirty_bytes_per_s: limited, ..input }), "device limit");
         }
         if let Some(ms) = needs.max_downtime_ms {
             let limits = Limits { max_downtime_ms: ms * 1.000_001, ..input.limits };

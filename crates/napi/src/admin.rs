@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::Env;
-use napi::bindgen_prelude::Object;
+use napi::bindgen_prelude::{BigInt, Object};
 use napi_derive::napi;
 use serde_json::{Value, json};
 use towline_core::channel::{ChannelError, ChannelErrorKind, Pending, ReadOutcome, StateChannel};
@@ -11,11 +11,13 @@ use towline_core::fsm::{DeviceState, MigrationFlags};
 use towline_nvme::admin::{AdminClient, AdminError, TransportError};
 use towline_nvme::hmlm::{FunctionReset, HmlmChannel, HmlmConfig, TrackConfig, TrackReceiveSource};
 use towline_nvme::identify::{oacs, trattr};
+use towline_nvme::limit::RateLimit;
 use towline_nvme::resources::{Resource, VirtualizationAction};
 use uuid::Uuid;
 
 use crate::channel::{NativeDirtySource, NativeStateChannel};
 use crate::fault::Fault;
+use crate::numbers::u64_of;
 use crate::promise::run;
 
 impl From<AdminError> for Fault {
@@ -254,6 +256,41 @@ impl NativeAdmin {
         let cntlids = cntlids.into_iter().map(cntlid_of).collect::<Result<Vec<_>, _>>()?;
         let (client, _) = self.parts()?;
         run(env, "namespace-detach", move || Ok(client.namespace_detach(nsid, &cntlids)?))
+    }
+
+    /// Whether the device has the vendor specific feature that limits rates.
+    #[napi]
+    pub fn has_rate_limit<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        let (client, _) = self.parts()?;
+        run(env, "rate-limit", move || Ok(client.has_rate_limit()?))
+    }
+
+    /// 0 for no limit.
+    #[napi]
+    pub fn set_rate_limit<'e>(
+        &self,
+        env: &'e Env,
+        cntlid: u32,
+        bytes_per_second: BigInt,
+        commands_per_second: u32,
+    ) -> napi::Result<Object<'e>> {
+        let cntlid = cntlid_of(cntlid)?;
+        let bytes_per_s = u64_of("bytesPerSecond", &bytes_per_second)?;
+        let limit = RateLimit { bytes_per_s, commands_per_s: commands_per_second };
+        let (client, _) = self.parts()?;
+        run(env, "rate-limit", move || Ok(client.set_rate_limit(cntlid, limit)?))
+    }
+
+    /// `{bytesPerSecond (decimal), commandsPerSecond}`; 0 for no limit.
+    #[napi]
+    pub fn rate_limit<'e>(&self, env: &'e Env, cntlid: u32) -> napi::Result<Object<'e>> {
+        let cntlid = cntlid_of(cntlid)?;
+        self.ask(env, "rate-limit", move |client| {
+            let limit = client.rate_limit(cntlid)?;
+            Ok(json!({
+                "bytesPerSecond": limit.bytes_per_s.to_string(), "commandsPerSecond": limit.commands_per_s,
+            }))
+        })
     }
 
     #[napi]

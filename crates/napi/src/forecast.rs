@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use towline_core::forecast::{
     Convergence, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Forecaster as Core, Limits, Obstacle,
-    RoundObserved,
+    RoundObserved, TwoCounts, Writer,
 };
 
 use crate::fault::Fault;
@@ -18,6 +18,10 @@ struct InputJson {
     memory_bytes: f64,
     working_set_bytes: Option<f64>,
     dirty_bytes_per_second: Vec<f64>,
+    /// What devices dirty, on top.
+    #[serde(default)]
+    device_dirty_bytes_per_second: Vec<f64>,
+    device_working_set_bytes: Option<f64>,
     bandwidth_bytes_per_second: Vec<f64>,
     state_bytes: f64,
     save_ms: f64,
@@ -40,6 +44,8 @@ impl InputJson {
             memory_bytes: self.memory_bytes as u64,
             working_set_bytes: self.working_set_bytes.map(|b| b as u64),
             dirty_bytes_per_s: Estimate::of_samples(&self.dirty_bytes_per_second),
+            device_dirty_bytes_per_s: Estimate::of_samples(&self.device_dirty_bytes_per_second),
+            device_working_set_bytes: self.device_working_set_bytes.map(|b| b as u64),
             bandwidth_bytes_per_s: Estimate::of_samples(&self.bandwidth_bytes_per_second),
             state_bytes: Estimate::exact(self.state_bytes),
             save: device(self.save_ms),
@@ -65,7 +71,32 @@ struct RoundJson {
     bytes: f64,
     ms: f64,
     dirtied_bytes: f64,
+    #[serde(default)]
+    device_dirtied_bytes: f64,
     interval_ms: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct CountsJson {
+    short_ms: f64,
+    short_bytes: f64,
+    long_ms: f64,
+    long_bytes: f64,
+}
+
+impl CountsJson {
+    fn writer(&self) -> Writer {
+        let Self { short_ms, short_bytes, long_ms, long_bytes } = *self;
+        TwoCounts { short_ms, short_bytes, long_ms, long_bytes }.writer()
+    }
+}
+
+#[derive(Deserialize)]
+struct WritersJson {
+    others: CountsJson,
+    devices: CountsJson,
+    ms: f64,
 }
 
 fn downtime(d: Downtime) -> Value {
@@ -89,7 +120,8 @@ fn forecast_json(f: &Forecast) -> String {
             json!(obstacle(*o)),
             json!({
                 "bandwidthBytesPerSecond": needs.bandwidth_bytes_per_s, "dirtyBytesPerSecond": needs.dirty_bytes_per_s,
-                "maxDowntimeMs": needs.max_downtime_ms,
+                "maxDowntimeMs": needs.max_downtime_ms, "throttlePercent": needs.throttle_percent,
+                "deviceDirtyBytesPerSecond": needs.device_dirty_bytes_per_s,
             }),
         ),
     };
@@ -129,9 +161,42 @@ impl Forecaster {
             bytes: r.bytes as u64,
             ms: r.ms,
             dirtied_bytes: r.dirtied_bytes as u64,
+            device_dirtied_bytes: r.device_dirtied_bytes as u64,
             interval_ms: r.interval_ms,
         });
         Ok(())
+    }
+
+    /// Replaces the rates by what was counted.
+    #[napi]
+    pub fn observe_writers(&self, json: String) -> napi::Result<()> {
+        let w: WritersJson = serde_json::from_str(&json)
+            .map_err(|e| Fault::argument(format!("the sample has not its documented shape: {e}")))?;
+        self.lock().observe_writers(w.others.writer(), w.devices.writer(), w.ms);
+        Ok(())
+    }
+
+    /// The rates as known now: `{others, devices}` of `{bytesPerSecond, workingSetBytes}`.
+    #[napi]
+    pub fn writers(&self) -> String {
+        let core = self.lock();
+        let input = core.input();
+        json!({
+            "others": {
+                "bytesPerSecond": input.dirty_bytes_per_s.mean, "workingSetBytes": input.working_set_bytes,
+            },
+            "devices": {
+                "bytesPerSecond": input.device_dirty_bytes_per_s.mean,
+                "workingSetBytes": input.device_working_set_bytes,
+            },
+        })
+        .to_string()
+    }
+
+    /// The forecast of another attempt from the start.
+    #[napi]
+    pub fn forecast_again(&self) -> String {
+        forecast_json(&self.lock().forecast_again())
     }
 
     #[napi]

@@ -94,6 +94,8 @@ pub mod feature {
     pub const HOST_BEHAVIOR_SUPPORT: u8 = 0x16;
     /// Controller Data Queue.
     pub const CONTROLLER_DATA_QUEUE: u8 = 0x21;
+    /// Rate limit on another controller's I/O: vendor specific (C0h to FFh are), see [`crate::limit`].
+    pub const RATE_LIMIT: u8 = 0xc0;
 }
 
 wire_struct! {

@@ -11,6 +11,7 @@ pub mod command;
 pub mod counts;
 pub mod hmlm;
 pub mod identify;
+pub mod limit;
 pub mod migration;
 pub mod model;
 pub mod resources;

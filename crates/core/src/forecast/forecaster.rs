@@ -2,7 +2,7 @@
 
 use super::math::{clean, neg_ln_one_minus};
 use super::model::{self, Position, Rates};
-use super::{DeviceCost, Downtime, Estimate, Forecast, ForecastInput};
+use super::{DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Writer};
 
 /// What a given estimate weighs against measurements: as much as this many milliseconds of them.
 const PRIOR_MS: f64 = 20.0;
@@ -20,6 +20,8 @@ pub struct RoundObserved {
     pub ms: f64,
     /// Bytes of distinct pages that were dirtied meanwhile, as the harvest at the end of the round found them: what the next round sends.
     pub dirtied_bytes: u64,
+    /// How many of these were dirtied by devices.
+    pub device_dirtied_bytes: u64,
     /// Milliseconds between that harvest and the one before.
     pub interval_ms: f64,
 }
@@ -51,10 +53,23 @@ impl Running {
         self.squares = self.squares * KEEP + weight * before * (value - self.mean);
     }
 
+    /// So many bytes written in `ms`; a lower bound counts only where it exceeds what is known.
+    fn add_writes(&mut self, (bytes, at_least): (f64, bool), ms: f64) {
+        let rate = bytes / ms * 1e3;
+        if !at_least || rate > self.mean {
+            self.add(rate, ms);
+        }
+    }
+
     fn estimate(&self) -> Estimate {
         let variance = if self.weight > 0.0 { self.squares / self.weight } else { 0.0 };
         Estimate { mean: self.mean, variance }.cleaned()
     }
+}
+
+/// A working set holds at least what was seen dirty at once.
+fn widened(working_set_bytes: Option<u64>, dirtied_bytes: u64) -> Option<u64> {
+    working_set_bytes.map(|set| set.max(dirtied_bytes))
 }
 
 /// Forecasts a migration while it runs.
@@ -63,6 +78,7 @@ pub struct Forecaster {
     input: ForecastInput,
     bandwidth: Running,
     dirty: Running,
+    device: Running,
     position: Position,
     frozen: Option<Forecast>,
 }
@@ -74,6 +90,7 @@ impl Forecaster {
         Self {
             bandwidth: Running::new(input.bandwidth_bytes_per_s),
             dirty: Running::new(input.dirty_bytes_per_s),
+            device: Running::new(input.device_dirty_bytes_per_s),
             position: Position::start(&input),
             input,
             frozen: None,
@@ -94,12 +111,15 @@ impl Forecaster {
             self.input.bandwidth_bytes_per_s = self.bandwidth.estimate();
         }
         if interval_ms > 0.0 {
-            let (writes, at_least) = self.writes(round.dirtied_bytes as f64);
-            let rate = writes / interval_ms * 1e3;
-            if !at_least || rate > self.dirty.mean {
-                self.dirty.add(rate, interval_ms);
-                self.input.dirty_bytes_per_s = self.dirty.estimate();
-            }
+            let device = round.device_dirtied_bytes.min(round.dirtied_bytes);
+            self.input.working_set_bytes = widened(self.input.working_set_bytes, round.dirtied_bytes - device);
+            self.input.device_working_set_bytes = widened(self.input.device_working_set_bytes, device);
+            let others = self.writes((round.dirtied_bytes - device) as f64, self.input.working_set_bytes);
+            self.dirty.add_writes(others, interval_ms);
+            let devices = self.writes(device as f64, self.input.device_working_set_bytes);
+            self.device.add_writes(devices, interval_ms);
+            self.input.dirty_bytes_per_s = self.dirty.estimate();
+            self.input.device_dirty_bytes_per_s = self.device.estimate();
         }
         self.position.rounds = self.position.rounds.saturating_add(1);
         self.position.elapsed_ms += ms.max(interval_ms);
@@ -108,8 +128,8 @@ impl Forecaster {
 
     /// Bytes written that leave so many distinct ones dirty: more than these, where the working set is known. And whether
     /// that is only a lower bound, since nearly all of the working set is dirty.
-    fn writes(&self, dirtied: f64) -> (f64, bool) {
-        match self.input.working_set_bytes {
+    fn writes(&self, dirtied: f64, working_set_bytes: Option<u64>) -> (f64, bool) {
+        match working_set_bytes {
             Some(set) if set > 0 => {
                 let set = set.min(self.input.memory_bytes).max(1) as f64;
                 let share = dirtied / set;
@@ -117,6 +137,18 @@ impl Forecaster {
             }
             _ => (dirtied, false),
         }
+    }
+
+    /// The writers were measured by themselves, for `ms` milliseconds: their rates are these from now on. A working set that was known
+    /// stays where the measurement shows none: a slower writer goes over the same memory.
+    pub fn observe_writers(&mut self, others: Writer, devices: Writer, ms: f64) {
+        let fresh = |writer: Writer| Running { mean: clean(writer.bytes_per_s), squares: 0.0, weight: clean(ms) };
+        self.dirty = fresh(others);
+        self.device = fresh(devices);
+        self.input.dirty_bytes_per_s = self.dirty.estimate();
+        self.input.device_dirty_bytes_per_s = self.device.estimate();
+        self.input.working_set_bytes = others.working_set_bytes.or(self.input.working_set_bytes);
+        self.input.device_working_set_bytes = devices.working_set_bytes.or(self.input.device_working_set_bytes);
     }
 
     /// The device state's size is known now, in bytes.
@@ -153,6 +185,12 @@ impl Forecaster {
     #[must_use]
     pub fn forecast(&self) -> Forecast {
         model::forecast(&self.input, self.position)
+    }
+
+    /// The forecast of another attempt from the start, by what was learned in this one.
+    #[must_use]
+    pub fn forecast_again(&self) -> Forecast {
+        model::forecast(&self.input, Position::start(&self.input))
     }
 
     /// The downtime if the function were stopped now.

@@ -10,10 +10,13 @@
 //! assumed to overlap. The first round after which that is at most `max_downtime_ms` is the last one. So, without
 //! overheads, the residual after `k` rounds is `M (r/B)^k`.
 //!
+//! What devices write and what everybody else writes are two such writers, each with its own rate and working set: slowing the vCPUs down
+//! changes only the one, a rate limit on the devices only the other.
+//!
 //! # p50 and p95
-//! p50 is the model at the means. For p95 the number of rounds is kept, each of bandwidth, dirty rate and state size is
-//! by itself made worse by one standard deviation (bandwidth down to no less than a tenth of its mean), and the three
-//! increases of the downtime are added as independent errors: `p95 = p50 + 1.645 √(Δb² + Δr² + Δs²)`. The 1.645 is the
+//! p50 is the model at the means. For p95 the number of rounds is kept, each of bandwidth, the dirty rates and state size is
+//! by itself made worse by one standard deviation (bandwidth down to no less than a tenth of its mean), and the
+//! increases of the downtime are added as independent errors: `p95 = p50 + 1.645 √(Δb² + Δr² + Δd² + Δs²)`. The 1.645 is the
 //! normal distribution's; a distribution with a heavy tail exceeds it more often. Without variances p95 equals p50.
 //!
 //! # What can be relied on
@@ -25,13 +28,17 @@ mod forecaster;
 mod math;
 mod model;
 mod needs;
+mod writer;
 
 pub use forecaster::{Forecaster, RoundObserved};
+pub use writer::{TwoCounts, Writer};
 
 /// The longest time that is forecast, in milliseconds (some 31 000 years): longer ones are cut to this.
 pub const MAX_MS: f64 = 1e15;
 /// The most rounds that are forecast; a higher limit counts as this.
 pub const MAX_ROUNDS: u32 = 10_000;
+/// The most by which vCPUs can be throttled, in percent: some of them has to be left.
+pub const MAX_THROTTLE_PERCENT: f64 = 99.0;
 
 /// A quantity as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -99,10 +106,14 @@ impl Default for Limits {
 pub struct ForecastInput {
     /// Bytes that the first pass sends: guest memory without its holes.
     pub memory_bytes: u64,
-    /// Bytes that are written again and again, where that is known.
+    /// Bytes that are written again and again by all but devices, where that is known.
     pub working_set_bytes: Option<u64>,
-    /// Bytes of pages dirtied a second, each write counting its whole page.
+    /// Bytes of pages dirtied a second by all but devices, each write counting its whole page.
     pub dirty_bytes_per_s: Estimate,
+    /// Bytes that devices write again and again, where that is known.
+    pub device_working_set_bytes: Option<u64>,
+    /// Bytes of pages that devices dirty a second, on top of the others.
+    pub device_dirty_bytes_per_s: Estimate,
     /// Bytes sent a second.
     pub bandwidth_bytes_per_s: Estimate,
     /// Bytes of device state, of all functions together, that are sent in the downtime.
@@ -148,8 +159,12 @@ pub enum Obstacle {
 pub struct Needs {
     /// At least this bandwidth, in bytes a second.
     pub bandwidth_bytes_per_s: Option<f64>,
-    /// At most this dirty rate, in bytes a second.
+    /// At most this dirty rate of all together, in bytes a second: every writer slowed by the same factor.
     pub dirty_bytes_per_s: Option<f64>,
+    /// At least so many percent off the rate of all but devices, at most [`MAX_THROTTLE_PERCENT`].
+    pub throttle_percent: Option<f64>,
+    /// At most this dirty rate of devices, in bytes a second.
+    pub device_dirty_bytes_per_s: Option<f64>,
     /// At least this limit of the downtime, in milliseconds.
     pub max_downtime_ms: Option<f64>,
 }

@@ -28,6 +28,8 @@ impl Position {
 pub(super) struct Rates {
     pub bandwidth: f64,
     pub dirty: f64,
+    pub device: f64,
+    pub device_set: Option<f64>,
     pub state: f64,
     pub memory: f64,
     pub working_set: Option<f64>,
@@ -49,6 +51,8 @@ impl Rates {
         Self {
             bandwidth: clean(input.bandwidth_bytes_per_s.mean) / 1e3,
             dirty: clean(input.dirty_bytes_per_s.mean) / 1e3,
+            device: clean(input.device_dirty_bytes_per_s.mean) / 1e3,
+            device_set: input.device_working_set_bytes.map(|w| (w as f64).min(memory)),
             state: clean(input.state_bytes.mean),
             memory,
             working_set: input.working_set_bytes.map(|w| (w as f64).min(memory)),
@@ -76,12 +80,12 @@ impl Rates {
 
     /// Bytes dirtied in `ms`.
     pub fn dirtied(&self, ms: f64) -> f64 {
-        let writes = self.dirty * ms;
-        match self.working_set {
+        let by = |rate: f64, set: Option<f64>| match set {
             Some(set) if set <= 0.0 => 0.0,
-            Some(set) => set * one_minus_exp_neg(writes / set),
-            None => writes.min(self.memory),
-        }
+            Some(set) => set * one_minus_exp_neg(rate * ms / set),
+            None => rate * ms,
+        };
+        (by(self.dirty, self.working_set) + by(self.device, self.device_set)).min(self.memory)
     }
 
     /// The downtime if `residual` bytes are left.
@@ -176,6 +180,7 @@ pub(super) fn downtime(input: &ForecastInput, rates: &Rates, from: Position, rou
     let worse = [
         Rates { bandwidth: slower, ..*rates },
         Rates { dirty: rates.dirty + deviation(input.dirty_bytes_per_s) / 1e3, ..*rates },
+        Rates { device: rates.device + deviation(input.device_dirty_bytes_per_s) / 1e3, ..*rates },
         Rates { state: rates.state + deviation(input.state_bytes), ..*rates },
     ];
     let squares: f64 = worse.iter().map(|rates| (at(rates) - p50).max(0.0)).map(|d| d * d).sum();

@@ -1,7 +1,7 @@
 //! Why a migration does not converge, and what would make it.
 
 use super::model::{Played, Position, Rates, play};
-use super::{MAX_ROUNDS, Needs, Obstacle};
+use super::{MAX_ROUNDS, MAX_THROTTLE_PERCENT, Needs, Obstacle};
 
 /// Bisection steps: the answer is exact to a millionth.
 const STEPS: u32 = 40;
@@ -31,8 +31,20 @@ pub(super) fn needs(rates: &Rates, from: Position) -> Needs {
             converges(&with(FASTEST)).then(|| edge(rates.bandwidth, FASTEST, |b| converges(&with(b))) * 1e3)
         },
         dirty_bytes_per_s: {
-            let with = |dirty: f64| Rates { dirty, ..*rates };
-            converges(&with(0.0)).then(|| edge(rates.dirty, 0.0, |d| converges(&with(d))) * 1e3)
+            let with = |share: f64| Rates { dirty: rates.dirty * share, device: rates.device * share, ..*rates };
+            let edge = || edge(1.0, 0.0, |share| converges(&with(share)));
+            converges(&with(0.0)).then(|| edge() * (rates.dirty + rates.device) * 1e3)
+        },
+        throttle_percent: {
+            let with = |left: f64| Rates { dirty: rates.dirty * left, ..*rates };
+            let least = 1.0 - MAX_THROTTLE_PERCENT / 100.0;
+            let can = rates.dirty > 0.0 && converges(&with(least));
+            can.then(|| (1.0 - edge(1.0, least, |left| converges(&with(left)))) * 100.0)
+        },
+        device_dirty_bytes_per_s: {
+            let with = |device: f64| Rates { device, ..*rates };
+            let can = rates.device > 0.0 && converges(&with(0.0));
+            can.then(|| edge(rates.device, 0.0, |d| converges(&with(d))) * 1e3)
         },
         max_downtime_ms: downtime(rates, from),
     }

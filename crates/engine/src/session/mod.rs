@@ -23,8 +23,8 @@ pub use destination::{
 };
 pub use pages_out::RoundStats;
 pub use source::{
-    CommitInfo, FinalStats, HarvestStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo, SourceConfig,
-    SourceSession, StateStats, Stopped,
+    CommitInfo, DirtySample, FinalStats, HarvestStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo,
+    SourceConfig, SourcePages, SourceSample, SourceSession, StateStats, Stopped,
 };
 pub use terms::{CommitBy, MemoryBy, Terms};
 pub use timings::{Phase, Timings};

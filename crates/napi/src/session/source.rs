@@ -12,7 +12,7 @@ use towline_core::memory::MemoryRange;
 use towline_engine::cancel::Cancel;
 use towline_engine::dialogue::{AskOutcome, MAX_SECTION_DESCRIPTORS};
 use towline_engine::faultpoints::FaultPoints;
-use towline_engine::session::{MemoryBy, RoundStats, SourceConfig, SourceSession};
+use towline_engine::session::{DirtySample, MemoryBy, RoundStats, SourceConfig, SourcePages, SourceSession};
 use uuid::Uuid;
 
 use super::parts::{PAGE_SIZE_BYTES, config_of, parts, points, set_idle_timeout};
@@ -22,8 +22,9 @@ use crate::fault::Fault;
 use crate::numbers::u64_of_json;
 use crate::promise::run;
 
-fn round_json(stats: &RoundStats, total_wire_bytes: u64) -> Value {
+fn round_json(stats: &RoundStats, total_wire_bytes: u64, dirtied: &[SourcePages]) -> Value {
     json!({
+        "dirtyBySource": dirtied_json(dirtied),
         "round": stats.round, "pages": stats.pages, "zeroPages": stats.zero_pages, "holePages": stats.skipped_hole_pages,
         "pageSizeBytes": PAGE_SIZE_BYTES, "memoryBytes": stats.bytes, "wireBytes": stats.wire_bytes,
         "totalWireBytes": total_wire_bytes, "ms": stats.ms, "dirtyPagesAfter": stats.dirty_pages_after,
@@ -39,6 +40,17 @@ fn duplicate(fd: i32) -> Result<OwnedFd, Fault> {
     borrowed.try_clone_to_owned().map_err(|e| Fault {
         errno: e.raw_os_error(),
         ..Fault::new("ERR_TOWLINE_SYSTEM", format!("descriptor {fd} can't be duplicated: {e}"))
+    })
+}
+
+fn dirtied_json(dirtied: &[SourcePages]) -> Vec<Value> {
+    dirtied.iter().map(|d| json!({ "source": d.source, "pages": d.pages })).collect()
+}
+
+fn sample_json(sample: &DirtySample) -> Value {
+    let source = |s: &towline_engine::session::SourceSample| json!({ "source": s.source, "windowBytes": s.window_bytes, "wholeBytes": s.whole_bytes });
+    json!({
+        "windows": sample.windows, "ms": sample.ms, "sources": sample.sources.iter().map(source).collect::<Vec<_>>(),
     })
 }
 
@@ -128,9 +140,16 @@ impl NativeSourceSession {
             Ok(json!({
                 "memoryBytes": m.memory_bytes, "dirtyBytesPerSecond": m.dirty_bytes_per_s,
                 "bandwidthBytesPerSecond": m.bandwidth_bytes_per_s, "stateBytes": m.state_bytes, "rttMs": m.rtt_ms,
-                "journalSyncMs": m.journal_sync_ms,
+                "journalSyncMs": m.journal_sync_ms, "dirty": sample_json(&m.dirty),
             })
             .to_string())
+        })
+    }
+
+    #[napi]
+    pub fn sample_dirty<'e>(&self, env: &'e Env, ms: u32) -> napi::Result<Object<'e>> {
+        self.step(env, "sample-dirty", move |s, _| {
+            Ok(sample_json(&s.sample_dirty(Duration::from_millis(u64::from(ms)))?).to_string())
         })
     }
 
@@ -144,7 +163,8 @@ impl NativeSourceSession {
                 });
                 send_progress(progress, &value);
             })?;
-            Ok(round_json(&stats, s.wire_bytes()).to_string())
+            let dirtied = s.take_dirtied();
+            Ok(round_json(&stats, s.wire_bytes(), &dirtied).to_string())
         })
     }
 
@@ -178,7 +198,8 @@ impl NativeSourceSession {
     pub fn final_pass<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
         self.step(env, "final-pass", |s, _| {
             let stats = s.final_pass()?;
-            let mut value = round_json(&stats.memory, s.wire_bytes());
+            let dirtied = s.take_dirtied();
+            let mut value = round_json(&stats.memory, s.wire_bytes(), &dirtied);
             if let Value::Object(map) = &mut value {
                 let pages_ms = s.timings().ms("final-harvest") + s.timings().ms("final-memory");
                 map.insert("pagesMs".into(), json!(pages_ms));
@@ -196,6 +217,7 @@ impl NativeSourceSession {
         self.step(env, "harvest", |s, _| {
             let stats = s.harvest()?;
             Ok(json!({
+                "dirtyBySource": dirtied_json(&s.take_dirtied()),
                 "dirtyPages": stats.dirty_pages, "isLast": stats.is_last, "failedSources": stats.failed_sources,
             })
             .to_string())

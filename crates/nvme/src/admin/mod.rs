@@ -3,6 +3,7 @@
 
 mod client;
 mod error;
+mod limit;
 mod migrate;
 #[cfg(test)]
 mod tests;

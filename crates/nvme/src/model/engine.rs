@@ -12,6 +12,7 @@ use super::faults::{FaultId, Faults};
 use super::features::Features;
 use super::front::{CSTS_RDY, Front, MPS_MAX, Presence, SHUTDOWN_COMPLETE};
 use super::interrupts::{InterruptSink, Vectors};
+use super::limit::Limiter;
 use super::log::{ErrorLog, Stats};
 use super::migrate::Staged;
 use super::namespace::Namespace;
@@ -135,6 +136,8 @@ pub(crate) struct Engine {
     pub suspension: Suspension,
     pub waiters: Vec<Waiter>,
     pub tracking: Option<Arc<Tracking>>,
+    /// Set by the controlling function: no reset of this controller lifts it, going offline does.
+    pub limiter: Limiter,
     pub staged: Option<Staged>,
     /// Attached namespaces.
     pub attached: BTreeSet<u32>,
@@ -326,6 +329,7 @@ impl Engine {
     pub(crate) fn go_offline(&mut self, presence: Presence) {
         self.clear();
         self.set_tracking(None);
+        self.limiter.clear();
         self.set_resources(0, 0);
         let mut front = lock(&self.front);
         front.clear();

@@ -79,7 +79,7 @@ impl Engine {
             Parking::RunAt(at) | Parking::FinishAt(at, _) => Some(at),
             Parking::Hang(_) | Parking::Mail(_) => None,
         };
-        self.dma.as_ref().and_then(|_| self.parked.iter().filter_map(due).min())
+        self.dma.as_ref().and_then(|_| self.parked.iter().filter_map(due).chain(self.limiter.deadline()).min())
     }
 
     pub(crate) fn apply_doorbells(&mut self) {
@@ -136,10 +136,15 @@ impl Engine {
     }
 
     fn fetch_one(&mut self) -> bool {
+        self.limiter.release();
         if self.run != Run::Ready || self.suspension != Suspension::Active {
             return false;
         }
         let Some(sqid) = self.next_queue() else { return false };
+        // The admin queue came first, so nothing else is ready.
+        if sqid != 0 && self.limiter.holds() {
+            return false;
+        }
         let (Some(dma), Some(sq)) = (&self.dma, self.sqs.get_mut(&sqid)) else { return false };
         let Ok(entry) = sq.fetch(dma) else {
             self.fail();
@@ -198,7 +203,13 @@ impl Engine {
         if entry.flags != 0 {
             return StatusCode::InvalidField.into();
         }
-        if sqid == 0 { self.admin(entry) } else { self.io(entry) }
+        if sqid == 0 {
+            return self.admin(entry);
+        }
+        let before = self.stats.data_bytes();
+        let execution = self.io(entry);
+        self.limiter.charge(self.stats.data_bytes().wrapping_sub(before));
+        execution
     }
 
     fn conclude(&mut self, sqid: u16, cqid: u16, entry: &SubmissionEntry, execution: Execution) {

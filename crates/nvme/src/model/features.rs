@@ -128,12 +128,18 @@ impl Engine {
 
     pub(crate) fn set_features(&mut self, entry: &SubmissionEntry) -> Outcome {
         let fid = entry.cdw10 as u8;
-        known(fid)?;
+        let controls = fid == feature::RATE_LIMIT && self.subsystem.is_some();
+        if !controls {
+            known(fid)?;
+        }
         if entry.cdw10 >> 31 != 0 {
             return Err(StatusCode::FeatureNotSaveable.into());
         }
         if !matches!(entry.nsid, 0 | u32::MAX) {
             return Err(StatusCode::FeatureNotNamespaceSpecific.into());
+        }
+        if controls {
+            return self.set_rate_limit(entry);
         }
         if fid == feature::NUMBER_OF_QUEUES {
             if entry.cdw11 & 0xffff == 0xffff || entry.cdw11 >> 16 == 0xffff {
@@ -152,7 +158,10 @@ impl Engine {
 
     pub(crate) fn get_features(&self, entry: &SubmissionEntry) -> Outcome {
         let fid = entry.cdw10 as u8;
-        known(fid)?;
+        let controls = fid == feature::RATE_LIMIT && self.subsystem.is_some();
+        if !controls {
+            known(fid)?;
+        }
         let selector = match fid {
             feature::TEMPERATURE_THRESHOLD => check(fid, entry.cdw11 & 0x3f_0000, self.vectors_max)?.0,
             feature::INTERRUPT_VECTOR_CONFIGURATION => check(fid, entry.cdw11 & 0xffff, self.vectors_max)?.0,
@@ -160,6 +169,8 @@ impl Engine {
         };
         match entry.cdw10 >> 8 & 7 {
             0 if fid == feature::NUMBER_OF_QUEUES => Ok(self.queue_counts()),
+            0 if controls => self.get_rate_limit(entry),
+            1 | 2 if controls => Ok(0),
             0 => Ok(u64::from(self.features.get(fid, selector))),
             // Nothing is saved, so the saved value is the default (Base 2.1, Get Features).
             1 | 2 if fid == feature::NUMBER_OF_QUEUES => Ok(self.queue_counts()),

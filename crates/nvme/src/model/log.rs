@@ -37,6 +37,13 @@ pub(crate) struct Stats {
     pub started: Instant,
 }
 
+impl Stats {
+    /// Bytes of data that commands moved, either way.
+    pub fn data_bytes(&self) -> u64 {
+        self.bytes_read.wrapping_add(self.bytes_written)
+    }
+}
+
 impl Default for Stats {
     fn default() -> Self {
         Self { bytes_read: 0, bytes_written: 0, reads: 0, writes: 0, started: Instant::now() }

@@ -45,7 +45,7 @@ fn known_format(format: FormatIndex) -> Result<(), StatusCode> {
 impl Engine {
     /// The controller that a migration command names: any of the subsystem but the one that got the command, and not one that
     /// has no function behind it.
-    fn target(&self, inner: &Inner, cntlid: u16) -> Result<Arc<Controller>, StatusCode> {
+    pub(crate) fn target(&self, inner: &Inner, cntlid: u16) -> Result<Arc<Controller>, StatusCode> {
         if cntlid == self.id.cntlid {
             return Err(StatusCode::InvalidControllerIdentifier);
         }

@@ -20,6 +20,7 @@ mod host_memory;
 mod identify;
 mod interrupts;
 mod io;
+mod limit;
 mod log;
 mod migrate;
 mod namespace;

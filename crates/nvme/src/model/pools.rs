@@ -184,7 +184,10 @@ impl Inner {
         for controller in self.all() {
             match controller.kind() {
                 ControllerKind::ControllingPf => {}
-                ControllerKind::Pf => controller.with(|engine| engine.set_tracking(None)),
+                ControllerKind::Pf => controller.with(|engine| {
+                    engine.set_tracking(None);
+                    engine.limiter.clear();
+                }),
                 ControllerKind::Vf | ControllerKind::Siov => {
                     let presence = offline_presence(&controller, pools.num_vfs);
                     controller.with(|engine| engine.go_offline(presence));

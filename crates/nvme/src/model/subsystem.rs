@@ -225,6 +225,7 @@ impl Inner {
             suspension: Suspension::Active,
             waiters: Vec::new(),
             tracking: None,
+            limiter: super::limit::Limiter::default(),
             staged: None,
             attached,
             stats: super::log::Stats::default(),

@@ -82,13 +82,15 @@ impl SourceSession {
         let ledger = Arc::clone(&self.ledger);
         let mut last = ledger.begin_final(self.config.dirty_sources.len());
         let mut failed = 0;
-        for named in &mut self.config.dirty_sources {
-            if self.config.points.deaf_to_source.as_deref() == Some(named.name.as_str()) {
+        for index in 0..self.config.dirty_sources.len() {
+            if self.is_deaf_to(index) {
                 self.config.points.note_fired();
                 last.harvested(true);
-            } else if last.harvest(named.source.as_mut()).is_err() {
-                failed += 1;
+                continue;
             }
+            // What it fails by is told by the count; a closure that books pages has no other way to say so.
+            let ok = self.counting(index, |_, named| Ok(last.harvest(named.source.as_mut()).is_ok()));
+            failed += usize::from(!ok.unwrap_or(false));
         }
         failed
     }
@@ -134,17 +136,25 @@ impl SourceSession {
     }
 
     fn harvest_all(&mut self) -> Result<(), EngineError> {
-        for named in &mut self.config.dirty_sources {
-            if self.config.points.deaf_to_source.as_deref() == Some(named.name.as_str()) {
+        for index in 0..self.config.dirty_sources.len() {
+            if self.is_deaf_to(index) {
                 continue;
             }
-            self.ledger.harvest(named.source.as_mut()).map_err(|source| EngineError::DirtySource {
-                name: named.name.clone(),
-                attempted: "harvest",
-                source,
+            self.counting(index, |ledger, named| {
+                ledger.harvest(named.source.as_mut()).map_err(|source| EngineError::DirtySource {
+                    name: named.name.clone(),
+                    attempted: "harvest",
+                    source,
+                })
             })?;
         }
         Ok(())
+    }
+
+    /// A rehearsal forgets this source.
+    fn is_deaf_to(&self, index: usize) -> bool {
+        let named = self.config.dirty_sources.get(index);
+        named.is_some_and(|named| self.config.points.deaf_to_source.as_deref() == Some(named.name.as_str()))
     }
 
     pub(super) fn send_pages(

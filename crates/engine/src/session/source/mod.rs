@@ -4,6 +4,7 @@ mod commit;
 mod measure;
 mod memory;
 mod passed;
+mod sample;
 mod step;
 mod steps;
 
@@ -39,6 +40,7 @@ use crate::wire::{LastWords, MEMORY_CHANNEL, Receiver, Sender};
 pub use commit::{CommitInfo, PreparedInfo};
 pub use measure::Measured;
 pub use memory::HarvestStats;
+pub use sample::{DirtySample, SourcePages, SourceSample};
 pub use steps::{FinalStats, PrecopyStats, StateStats, Stopped};
 
 /// What a source session is made of.
@@ -100,6 +102,8 @@ pub struct SourceSession {
     /// Every dirty source was harvested after the stop.
     pub(super) harvested_last: bool,
     pub(super) ledger: Arc<Ledger>,
+    /// Pages that each source dirtied since they were last asked for.
+    pub(super) dirtied: Vec<u64>,
     pub(super) ranges: Vec<MemoryRange>,
     pub(super) pages: PageSender,
     pub(super) pacer: Pacer,
@@ -169,6 +173,7 @@ impl SourceSession {
             least_epoch: 1,
             harvested_last: false,
             ledger: Arc::new(ledger),
+            dirtied: Vec::new(),
             ranges,
             pages,
             pacer,
