@@ -65,9 +65,12 @@ export type { FaultPoints } from './migration/faults.js';
 export type { Fence, FenceRecord, Role } from './migration/fence.js';
 export {
   forecast,
+  type Count,
+  type DirtyWriter,
   type Forecast,
   type ForecastDowntime,
   type ForecastInput,
+  type ForecastNeeds,
   type Obstacle,
 } from './migration/forecast.js';
 export { Journal, type JournalSession, type Verdict } from './migration/journal.js';
@@ -85,12 +88,15 @@ export type {
 } from './migration/options.js';
 export { SectionFds } from './migration/section-fds.js';
 export { PHASES, type Phase, type PhaseTime } from './migration/phases.js';
+export type { ConvergeReport, ConvergeStep } from './migration/converge.js';
+export type { ConvergePolicy, DirtyRates, Means, MeansState } from './migration/means.js';
 export type { MigrationPolicy } from './migration/policy.js';
 export { DIAGNOSTICS_CHANNEL, type MigrationEvent } from './migration/progress.js';
 export type { ReleaseFailure } from './migration/release.js';
 export type { MigrationReport, Outcome } from './migration/report.js';
 export { recover, type Recovered, type RecoverOptions } from './migration/recover.js';
 export { MigrationSession } from './migration/session.js';
+export type { SessionAdvice, SessionLimits, SessionMeans, SessionSample } from './migration/session-advice.js';
 export type { DestinationSession, DestinationSessionState } from './migration/session-destination.js';
 export type {
   DestinationSessionOptions,
@@ -107,4 +113,5 @@ export type {
 export type { SourceSession, SourceSessionState } from './migration/session-source.js';
 export type { ReceiveHalf, SendHalf } from './migration/session-stream.js';
 export { migrate } from './migration/source.js';
+export type { DirtyBySource } from './migration/writers.js';
 export { version } from './version.js';

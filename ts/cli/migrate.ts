@@ -14,6 +14,7 @@ interface Flags extends ClientFlags {
   readonly maxTotal?: number | undefined;
   readonly bandwidth?: bigint | undefined;
   readonly noConvergence?: 'give-up' | 'stop' | undefined;
+  readonly deviceLimit?: bigint | undefined;
   readonly timeout?: number | undefined;
 }
 
@@ -85,6 +86,14 @@ export const migrate = buildCommand({
         brief: 'What to do when it does not converge (default give-up)',
         optional: true,
       },
+      deviceLimit: {
+        kind: 'parsed',
+        parse: parseSize,
+        brief:
+          'Where it does not converge, let the controlling function limit the functions, to no less bytes a second than this',
+        optional: true,
+        placeholder: 'size',
+      },
       timeout: {
         kind: 'parsed',
         parse: milliseconds,
@@ -97,13 +106,18 @@ export const migrate = buildCommand({
   },
   func(this: CliContext, flags: Flags, ...functions: string[]) {
     return runClient(this, flags, async (client, { out, signal }) => {
-      const { to, dryRun, record, maxDowntime, maxRounds, maxTotal, bandwidth, noConvergence, timeout } = flags;
+      const { to, dryRun, record, maxDowntime, maxRounds, maxTotal, bandwidth, noConvergence, deviceLimit, timeout } =
+        flags;
       const policy = given({
         maxDowntimeMs: maxDowntime,
         maxRounds,
         maxTotalMs: maxTotal,
         bandwidthBytesPerSecond: bandwidth === undefined ? undefined : Number(bandwidth),
         onNoConvergence: noConvergence,
+        converge:
+          deviceLimit === undefined
+            ? undefined
+            : { means: ['device-limit'] as const, deviceLimit: { leastBytesPerSecond: Number(deviceLimit) } },
       });
       // The file is written by the serving process, whose directory is another one.
       const recordPath = record === undefined ? undefined : resolve(record);

@@ -38,6 +38,14 @@ export function progressPrinter(out: Output): (event: MigrationEvent | { type: '
           `round ${event.round}: ${event.pages} pages in ${event.ms.toFixed(0)} ms, ${event.dirtyPagesAfter} dirty since`,
         );
         break;
+      case 'converge':
+        out.endProgress();
+        if (event.action === 'throttle') out.note(`vCPUs throttled by ${event.percent} %: ${event.why}`);
+        if (event.action === 'rate-limit') {
+          const limit = event.bytesPerSecond === null ? 'no limit any more' : `${showBytes(event.bytesPerSecond)}/s`;
+          out.note(`function ${event.function}: ${limit}: ${event.why}`);
+        }
+        break;
       case 'mismatch':
         out.endProgress();
         for (const { message, mend } of event.mismatches) out.note(`mismatch: ${message}\n  mend: ${mend}`);

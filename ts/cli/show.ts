@@ -70,6 +70,15 @@ export function showReport(out: Output, report: MigrationReport): void {
       report.phases.map((p) => [p.name, ms(p.ms)]),
     );
   }
+  for (const step of report.converge?.steps ?? []) {
+    const { means, throttlePercent, deviceBytesPerSecond, before, after } = step;
+    const what =
+      means === 'throttle' ? `throttle ${throttlePercent} %` : `device limit ${showBytes(deviceBytesPerSecond ?? 0)}/s`;
+    const dirty = (r: { devices: number; others: number }): string => `${showBytes(r.devices + r.others)}/s`;
+    out.line(`after round ${step.round}: ${what}: dirty rate ${dirty(before)}, then ${dirty(after)}`);
+  }
+  for (const { means, why } of report.converge?.unavailable ?? []) out.line(`not used: ${means}: ${why}`);
+  for (const what of report.converge?.notLifted ?? []) out.line(`not lifted: ${what}`);
   const { forecast } = report;
   if (forecast !== undefined) {
     out.line(

@@ -78,6 +78,11 @@ export class DevlinkControllingFunction extends BaseControllingFunction<DevlinkF
     ];
   }
 
+  /** No limit that devlink has holds back what a function writes. */
+  async cannotRateLimit(): Promise<string> {
+    return "devlink's rate objects (tx_max) limit what a function sends, and sending dirties no memory";
+  }
+
   async explain(): Promise<readonly Reason[]> {
     this.checkOpen();
     const { ports } = await this.#read();

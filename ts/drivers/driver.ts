@@ -33,11 +33,11 @@ export interface KindCapacity {
   readonly free: number;
 }
 
-/** A rate limit on what a function may do, set by its controlling function. */
+/** A rate limit on what a function may do, set by its controlling function. At least one of the two. */
 export interface RateLimit {
-  /** Commands a second; no limit where left out. */
+  /** Commands a second, 1 or more; no limit where left out. */
   operationsPerSecond?: number | undefined;
-  /** Bytes a second; no limit where left out. */
+  /** Bytes of data a second, read and written, 1 or more; no limit where left out. */
   bytesPerSecond?: bigint | undefined;
 }
 
@@ -87,8 +87,16 @@ export interface ControllingFunction {
   attachMemory?(fn: ControlledFunction, memory: GuestMemory): void | Promise<void>;
   /** Takes the guest memory away again, after the DMA that is under way has ended. */
   detachMemory?(fn: ControlledFunction): Promise<void>;
-  /** Limits what a function may do, so that a migration converges. `null` lifts the limit. */
+  /**
+   * Limits what a function may do, so that a migration converges: what it does is delayed, never failed. `null` lifts the limit, also
+   * where there is none. A fact of this host: it is not migrated, and does not outlive the function.
+   * @throws TowlineError `ERR_TOWLINE_UNSUPPORTED` where {@link ControllingFunction.cannotRateLimit} has a reason.
+   */
   rateLimit?(fn: ControlledFunction, limit: RateLimit | null, options?: WaitOptions): Promise<void>;
+  /** The limit of a function, as the device has it; `null` where it has none. */
+  rateLimitOf?(fn: ControlledFunction): Promise<RateLimit | null>;
+  /** Why a function can't be limited, in one sentence; `undefined` where it can. Left out: what has {@link ControllingFunction.rateLimit} can. */
+  cannotRateLimit?(fn: ControlledFunction): Promise<string | undefined>;
   /** Closes it and every function object that came from it. The functions stay where they outlive the process. Idempotent. */
   close(): Promise<void>;
   /** As {@link ControllingFunction.close}. */

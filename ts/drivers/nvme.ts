@@ -4,15 +4,16 @@
  */
 import { throwIfAborted, type WaitOptions } from '../abort.js';
 import { TowlineError } from '../errors.js';
-import type { FunctionConfig, FunctionSpec, Reason } from '../function/types.js';
+import type { ControlledFunction, FunctionConfig, FunctionSpec, Reason } from '../function/types.js';
 import { BaseControllingFunction, derivedUuid } from './controlling.js';
-import type { ControllingDriver, DiscoveredController, KindCapacity } from './driver.js';
+import type { ControllingDriver, DiscoveredController, KindCapacity, RateLimit } from './driver.js';
 import { NativeHostPort } from './host/port.js';
 import { refuseConfig } from './host/words.js';
 import type { NvmeBackend } from './nvme/backend.js';
 import { explainController } from './nvme/explain.js';
 import { NvmeFunction } from './nvme/function.js';
 import { findNvme, HardwareBackend, nvmeControllers, type NvmeOptions } from './nvme/hardware.js';
+import { limitRate, whyNoRateLimit } from './nvme/limit.js';
 import { claim, configure, unclaim } from './nvme/provision.js';
 
 export type {
@@ -133,6 +134,33 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
   async explain(): Promise<readonly Reason[]> {
     this.checkOpen();
     return this.#explain();
+  }
+
+  /**
+   * Limits the I/O of a function: commands wait, none fails. It ends when the function is released, and is no part of what migrates.
+   * @throws TowlineError `ERR_TOWLINE_UNSUPPORTED` on any device but the embedded subsystem: NVMe has no command for it.
+   */
+  async rateLimit(fn: ControlledFunction, limit: RateLimit | null, options: WaitOptions = {}): Promise<void> {
+    throwIfAborted(options.signal);
+    this.checkOpen();
+    await limitRate(this.#backend.admin, this.own(fn), limit);
+  }
+
+  /** The limit of a function, as the device has it; `null` where it has none. */
+  async rateLimitOf(fn: ControlledFunction): Promise<RateLimit | null> {
+    this.checkOpen();
+    const { cntlid } = this.own(fn);
+    const limit = await this.#backend.admin.rateLimit?.(cntlid);
+    if (limit === undefined || (limit.bytesPerSecond === 0n && limit.commandsPerSecond === 0)) return null;
+    return {
+      ...(limit.bytesPerSecond === 0n ? {} : { bytesPerSecond: limit.bytesPerSecond }),
+      ...(limit.commandsPerSecond === 0 ? {} : { operationsPerSecond: limit.commandsPerSecond }),
+    };
+  }
+
+  async cannotRateLimit(): Promise<string | undefined> {
+    this.checkOpen();
+    return whyNoRateLimit(this.#backend.admin);
   }
 
   protected override holds(fn: NvmeFunction): boolean {

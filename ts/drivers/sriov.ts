@@ -58,6 +58,11 @@ export class SriovControllingFunction extends BaseControllingFunction<SriovFunct
     return [{ kind: 'vf', total, free: total - taken }];
   }
 
+  /** No limit that the kernel has for VFs holds back what they write. */
+  async cannotRateLimit(): Promise<string> {
+    return 'the only limit that the kernel has for VFs, max_tx_rate of network cards, is of what they send, and sending dirties no memory';
+  }
+
   async explain(): Promise<readonly Reason[]> {
     this.checkOpen();
     const { pf } = await this.#read();

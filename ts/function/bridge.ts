@@ -112,6 +112,6 @@ export function wrapStateChannel(handle: NativeStateChannel): StateChannel {
 }
 
 /** A native dirty source as the interface shows it. */
-export function wrapDirtySource(handle: NativeDirtySource): DirtySource {
-  return new NativeSource(handle);
+export function wrapDirtySource(handle: NativeDirtySource, name?: string): DirtySource {
+  return new NativeSource(handle, name);
 }

@@ -81,6 +81,8 @@ export interface StateChannel {
 
 /** Tells which guest pages one writer wrote: a device, vCPUs, a process. */
 export interface DirtySource {
+  /** What events and reports call the writer it tells of: `kvm`, say. Default: `other`, with a number. */
+  readonly name?: string | undefined;
   /** Present where the implementation is native. */
   readonly [kNative]?: NativeDirtySource | undefined;
 

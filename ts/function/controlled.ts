@@ -2,7 +2,7 @@
  * What every controlled function has in common, so that a driver writes only what is its own.
  */
 import type { WaitOptions } from '../abort.js';
-import type { ControllingFunction } from '../drivers/driver.js';
+import type { ControllingFunction, RateLimit } from '../drivers/driver.js';
 import { TowlineError } from '../errors.js';
 import { inDoubtReason, type Doubt } from '../migration/doubt.js';
 import type { Migration } from '../migration/migration.js';
@@ -142,6 +142,20 @@ export abstract class BaseFunction implements ControlledFunction {
     return this.#controlling.expose(this, exposure, options);
   }
 
+  async rateLimit(limit: RateLimit | null, options?: WaitOptions): Promise<void> {
+    if (this.#controlling.rateLimit !== undefined) return this.#controlling.rateLimit(this, limit, options);
+    if (limit === null) return;
+    throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `${this.name} can't be limited: ${this.#noRateLimit()}`, {
+      function: this.uuid,
+    });
+  }
+
+  async cannotRateLimit(): Promise<string | undefined> {
+    const { cannotRateLimit, rateLimit } = this.#controlling;
+    if (cannotRateLimit !== undefined) return this.#controlling.cannotRateLimit?.(this);
+    return rateLimit === undefined ? this.#noRateLimit() : undefined;
+  }
+
   migrate(options: MigrateOptions): Migration {
     return migrate(this, options);
   }
@@ -159,6 +173,10 @@ export abstract class BaseFunction implements ControlledFunction {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  #noRateLimit(): string {
+    return `the driver ${this.#controlling.driver} has no rate limit`;
   }
 
   #checkUsable(): void {

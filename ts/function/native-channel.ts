@@ -105,9 +105,11 @@ export class NativeChannel implements StateChannel {
 /** A native dirty source. */
 export class NativeSource implements DirtySource {
   readonly [kNative]: NativeDirtySource;
+  readonly name: string | undefined;
   readonly #queue = new CallQueue('dirty source');
 
-  constructor(handle: NativeDirtySource) {
+  constructor(handle: NativeDirtySource, name?: string) {
+    this.name = name;
     this[kNative] = handle;
   }
 

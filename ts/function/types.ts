@@ -3,6 +3,7 @@
  */
 import type { WaitOptions } from '../abort.js';
 import type { BarFilter } from '../bar/filter.js';
+import type { RateLimit } from '../drivers/driver.js';
 import type { Doubt } from '../migration/doubt.js';
 import type { Migration } from '../migration/migration.js';
 import type { MigrateOptions } from '../migration/options.js';
@@ -189,6 +190,13 @@ export interface MigratableFunction {
   readonly doubt?: Doubt | undefined;
   /** Told by `migrate` where it ends in doubt, and by `recover`, with `undefined`, where that is settled. */
   setDoubt?(doubt: Doubt | undefined): void;
+  /**
+   * Has its controlling function limit what it does, so that a migration converges; `null` lifts the limit. Left out where nothing limits
+   * it.
+   */
+  rateLimit?(limit: RateLimit | null, options?: WaitOptions): Promise<void>;
+  /** Why it can't be limited, in one sentence; `undefined` where it can. */
+  cannotRateLimit?(): Promise<string | undefined>;
   /** Gives it back after it was migrated away. Idempotent. */
   release?(options?: WaitOptions): Promise<void>;
 }

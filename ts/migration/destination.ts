@@ -3,9 +3,11 @@ import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
 import type { MigratableFunction } from '../function/types.js';
 import { binding } from '../native/api.js';
 import type { NativeDestinationSession } from '../native/binding.js';
+
 import { describeAll, openAll } from './describe.js';
 import { DestinationExposures } from './exposures.js';
 import { faultsJson } from './faults.js';
+import { hook } from './hook.js';
 import { socketLink, type OpenLink } from './link.js';
 import { GuestMemory } from './memory.js';
 import { Migration } from './migration.js';
@@ -24,7 +26,7 @@ import { emptyReport, type MigrationReport, type Outcome } from './report.js';
 import { SectionFds } from './section-fds.js';
 import { CallerStream } from './session-stream.js';
 import { UNTOLD } from './fence.js';
-import { hook, withReport } from './source.js';
+import { withReport } from './source.js';
 
 interface ReadOffer {
   type: 'offer';

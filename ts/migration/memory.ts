@@ -110,7 +110,10 @@ export class GuestMemory {
 
   /** The dirty source of {@link write} and {@link markDirty}. A migration of this memory uses it by itself. */
   markedSource(): DirtySource {
-    this.#marked ??= wrapDirtySource(nativeSync(() => this.native().markedSource()));
+    this.#marked ??= wrapDirtySource(
+      nativeSync(() => this.native().markedSource()),
+      'marked',
+    );
     return this.#marked;
   }
 

@@ -54,6 +54,11 @@ export interface MigrateOptions extends SideOptions {
   policy?: MigrationPolicy;
   /** Dirty sources besides the functions' own and the memory's marked pages: vCPUs, other processes. */
   dirtySources?: readonly DirtySource[];
+  /**
+   * Takes so many percent of their time from the vCPUs, 0 to 99, where the guest writes faster than the link carries; 0 for none. Awaited.
+   * Where it was called at all, it is called with 0 at the end, however that is. How far, and when: {@link MigrationPolicy.converge}.
+   */
+  throttle?: (percent: number) => void | Promise<void>;
   /** Stops the vCPUs; called before the functions are quiesced. The downtime begins after it. */
   pause?: () => void | Promise<void>;
   /** Lets the vCPUs run again, after a rollback. */

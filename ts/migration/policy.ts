@@ -1,5 +1,6 @@
 import { TowlineError } from '../errors.js';
 import type { Forecast } from './forecast.js';
+import { completeConverge, type CompleteConvergePolicy, type ConvergePolicy } from './means.js';
 
 /** When to stop, and what to do when the guest writes faster than the link carries. */
 export interface MigrationPolicy {
@@ -16,32 +17,41 @@ export interface MigrationPolicy {
    * stops anyway.
    */
   onNoConvergence?: 'give-up' | 'stop';
+  /** What may be done before that to the guest and its functions, so that it converges. */
+  converge?: ConvergePolicy;
 }
 
 /** A policy with nothing left out. */
-export type CompletePolicy = Required<Omit<MigrationPolicy, 'bandwidthBytesPerSecond'>> &
-  Pick<MigrationPolicy, 'bandwidthBytesPerSecond'>;
+export type CompletePolicy = Required<Omit<MigrationPolicy, 'bandwidthBytesPerSecond' | 'converge'>> &
+  Pick<MigrationPolicy, 'bandwidthBytesPerSecond'> & { readonly converge: CompleteConvergePolicy };
 
-/** Fills in the defaults. */
-export function completePolicy(policy: MigrationPolicy = {}): CompletePolicy {
+/** Fills in the defaults. `hasThrottle`: there is a hook that throttles vCPUs. */
+export function completePolicy(policy: MigrationPolicy = {}, hasThrottle = false): CompletePolicy {
   for (const name of ['maxDowntimeMs', 'maxRounds', 'maxTotalMs', 'bandwidthBytesPerSecond'] as const) {
     const value = policy[name];
     const least = name === 'maxDowntimeMs' ? 0 : 1;
     if (value === undefined || (Number.isFinite(value) && value >= least)) continue;
     throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${name} is ${value}; it has to be ${least} or more`);
   }
-  return { maxDowntimeMs: 300, maxRounds: 30, maxTotalMs: 600_000, onNoConvergence: 'give-up', ...policy };
+  const converge = completeConverge(policy.converge, hasThrottle);
+  return { maxDowntimeMs: 300, maxRounds: 30, maxTotalMs: 600_000, onNoConvergence: 'give-up', ...policy, converge };
 }
 
 /** What to do after a round. */
 export type Decision = { action: 'continue' | 'stop' | 'give-up'; why: string };
 
+/** How far a migration is. */
+export interface SoFar {
+  /** Memory passes, the full one included. */
+  rounds: number;
+  elapsedMs: number;
+  /** What a stop now would take. */
+  downtimeMs: number;
+  initialBytesLeft: number;
+}
+
 /** Decides after each memory pass: stops as soon as a stop made now fits the downtime limit, which is what the forecast expects too. */
-export function decide(
-  policy: CompletePolicy,
-  now: { rounds: number; elapsedMs: number; downtimeMs: number; initialBytesLeft: number },
-  forecast: Forecast,
-): Decision {
+export function decide(policy: CompletePolicy, now: SoFar, forecast: Forecast): Decision {
   const expected = `a stop now would take ${now.downtimeMs.toFixed(1)} ms, the limit is ${policy.maxDowntimeMs} ms`;
   // A function says that stopping before these have moved makes its downtime long, whatever the memory is like.
   const initial =

@@ -3,6 +3,7 @@ import type { Forecast } from './forecast.js';
 import type { Phase } from './phases.js';
 import type { MigrationReport } from './report.js';
 import type { Mismatch } from './offer.js';
+import type { DirtyBySource } from './writers.js';
 
 /**
  * What a migration tells while it is under way. A discriminated union over `type`; new members may be added in minor
@@ -21,11 +22,27 @@ export type MigrationEvent =
       wireBytes: number;
       ms: number;
       dirtyPagesAfter: number;
+      /**
+       * Pages that became dirty since the round before, by who told of them: `device:UUID`, `marked`, or the name of a source. What several
+       * told of counts for the first.
+       */
+      dirtyBySource: DirtyBySource;
     }
   | {
       type: 'converge';
       session: string;
       action: 'continue' | 'stop' | 'give-up';
+      why: string;
+    }
+  /** vCPUs are throttled by so many percent from now on; 0: not any more. */
+  | { type: 'converge'; session: string; action: 'throttle'; percent: number; why: string }
+  /** Its controlling function limits a function to so many bytes a second from now on; `null`: not any more. */
+  | {
+      type: 'converge';
+      session: string;
+      action: 'rate-limit';
+      function: string;
+      bytesPerSecond: number | null;
       why: string;
     }
   | { type: 'in-doubt'; session: string; why: string }

@@ -82,6 +82,8 @@ export async function recover(options: RecoverOptions): Promise<Recovered[]> {
     const held = s.role === 'source' ? (options.functions ?? []).filter((fn) => fn.doubt?.session === s.session) : [];
     const done: Settled[] = [];
     for (const fn of held) done.push(await settle(fn, result.verdict));
+    // A limit that a migration had put on a function outlives this process where the device outlives it.
+    if (s.role === 'source') await liftLimits(options.functions ?? [], s.functions);
     recovered.push({
       session: s.session,
       role: s.role,
@@ -93,6 +95,14 @@ export async function recover(options: RecoverOptions): Promise<Recovered[]> {
     });
   }
   return recovered;
+}
+
+/** Lifts what limits a migration that died has left, where functions can be limited. What can't be reached is `settle`'s to tell. */
+async function liftLimits(functions: readonly MigratableFunction[], uuids: readonly string[]): Promise<void> {
+  for (const fn of functions) {
+    if (!uuids.includes(fn.uuid) || fn.rateLimit === undefined) continue;
+    if ((await fn.cannotRateLimit?.().catch(() => '')) === undefined) await fn.rateLimit(null).catch(() => undefined);
+  }
 }
 
 /** A link to the peer, or nothing where it can't be reached now. */

@@ -1,3 +1,4 @@
+import type { ConvergeReport } from './converge.js';
 import type { Forecast } from './forecast.js';
 import type { Mismatch } from './offer.js';
 import type { PhaseTime } from './phases.js';
@@ -40,6 +41,8 @@ export interface MigrationReport {
   phases: PhaseTime[];
   /** The one frozen before pre-copy; missing where it ended earlier. */
   forecast?: Forecast;
+  /** What was done so that it converges; missing where the policy allowed nothing. */
+  converge?: ConvergeReport;
   /** Functions that the destination runs, and that the source could not give back; missing where there is none. */
   releaseFailures?: ReleaseFailure[];
 }

@@ -9,6 +9,7 @@ import type { Journal } from './journal.js';
 import type { GuestMemory } from './memory.js';
 import type { Mismatch } from './offer.js';
 import type { Link } from './link.js';
+import type { DirtyBySource } from './writers.js';
 import type { SendHalf, ReceiveHalf } from './session-stream.js';
 
 /** What both sides of a session say. */
@@ -58,6 +59,11 @@ export interface DestinationSessionOptions extends SessionOptions {
 export interface Harvest {
   /** Pages that wait for {@link SourceSession.dirtyRuns}, former ones included. */
   dirtyPages: number;
+  /**
+   * Pages that became dirty since the harvest before, by who told of them: `device:UUID`, `marked`, or the name of a source. What several told of
+   * counts for the first.
+   */
+  dirtyBySource: DirtyBySource;
   /** The functions had stopped before: once these pages are moved, and nobody else writes, memory is complete. */
   isLast: boolean;
   /** Dirty sources that failed after the stop. All of memory is dirty for them, so nothing is missing. */

@@ -3,6 +3,7 @@ import type { WaitOptions } from '../abort.js';
 import { native, nativeSync, TowlineError } from '../errors.js';
 import type { MemoryRange } from '../function/channel.js';
 import type { MigratableFunction } from '../function/types.js';
+import type { Forecast } from './forecast.js';
 import { binding } from '../native/api.js';
 import type { NativeSourceSession } from '../native/binding.js';
 import { describeAll, refuseUnmigratable } from './describe.js';
@@ -10,6 +11,13 @@ import { doubtOf } from './doubt.js';
 import { checkCallerSections, SourceExposures } from './exposures.js';
 import type { Verdict } from './journal.js';
 import { SessionParts } from './parts.js';
+import {
+  SessionAdvisor,
+  type SessionAdvice,
+  type SessionLimits,
+  type SessionMeans,
+  type SessionSample,
+} from './session-advice.js';
 import { outcomes, termsOf } from './session-native.js';
 import type {
   FunctionOutcome,
@@ -21,7 +29,8 @@ import type {
 } from './session-options.js';
 import { Steps } from './session-steps.js';
 import { CallerStream } from './session-stream.js';
-import type { OfferOutcome } from './steps.js';
+import type { DirtySample, OfferOutcome, SourcePages } from './steps.js';
+import { SourceNames } from './writers.js';
 
 /**
  * How far a source session is.
@@ -51,6 +60,7 @@ type Call =
   | 'startTracking'
   | 'harvest'
   | 'dirtyRuns'
+  | 'sampleDirty'
   | 'precopyState'
   | 'stop'
   | 'saveState'
@@ -64,6 +74,7 @@ type Call =
   | 'settle'
   | 'abort';
 
+const PAGE_BYTES = 4096;
 /** The most pages that one call hands out. */
 const MAX_PAGES = 1 << 20;
 
@@ -86,6 +97,8 @@ export class SourceSession implements AsyncDisposable {
   readonly #steps: Steps<SourceSessionState, Call>;
   readonly #byCaller: boolean;
   readonly #fence: SourceSessionOptions['fence'];
+  readonly #names: SourceNames;
+  readonly #advisor: SessionAdvisor;
   #epoch = 0;
   #closing: Promise<void> | undefined;
 
@@ -98,10 +111,15 @@ export class SourceSession implements AsyncDisposable {
     this.#stream = new CallerStream(options.stream);
     this.#byCaller = options.commit === 'caller';
     this.#fence = options.fence;
+    const { memory } = options;
+    const extraDirty = [...(memory ? [memory.markedSource()] : []), ...(options.dirtySources ?? [])];
+    this.#names = new SourceNames(extraDirty);
+    const memoryBytes = () => (memory ? memory.ranges().reduce((sum, r) => sum + Number(r.len), 0) : 0);
+    this.#advisor = new SessionAdvisor(this.#names, memoryBytes);
     this.#parts = new SessionParts({
       functions,
-      memory: options.memory,
-      extraDirty: [...(options.memory ? [options.memory.markedSource()] : []), ...(options.dirtySources ?? [])],
+      memory,
+      extraDirty,
       fence: options.fence,
       link: this.#stream.native,
       onProgress: () => undefined,
@@ -148,7 +166,7 @@ export class SourceSession implements AsyncDisposable {
       case 'offered':
         return ['startTracking', 'abort'];
       case 'tracking':
-        return ['harvest', 'dirtyRuns', 'precopyState', 'stop', 'abort'];
+        return ['harvest', 'dirtyRuns', 'sampleDirty', 'precopyState', 'stop', 'abort'];
       case 'stopped':
         return ['harvest', 'dirtyRuns', 'saveState', 'abort'];
       case 'saved':
@@ -242,6 +260,42 @@ export class SourceSession implements AsyncDisposable {
       );
     }
     return this.#step('dirtyRuns', undefined, options, () => native(() => this.#native.takeDirtyRuns(maxPages)));
+  }
+
+  /**
+   * Samples, for `ms` (1 to 10000, default 50), who dirties how much; what is found stays for {@link SourceSession.harvest}. What
+   * {@link SourceSession.forecast} and {@link SourceSession.advice} go by: sample after each change of the guest's pace.
+   */
+  async sampleDirty(options: WaitOptions & { ms?: number } = {}): Promise<SessionSample> {
+    const { ms = 50, ...wait } = options;
+    if (!Number.isInteger(ms) || ms < 1 || ms > 10_000) {
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        `ms is ${ms}; it has to be a whole number from 1 to 10000`,
+      );
+    }
+    return this.#step('sampleDirty', undefined, wait, async () => {
+      return this.#advisor.sampled(JSON.parse(await native(() => this.#native.sampleDirty(ms))) as DirtySample);
+    });
+  }
+
+  /**
+   * What is to be expected from now on: of the pages that the last harvest left, at the rates of the last sample.
+   *
+   * @throws TowlineError `ERR_TOWLINE_MISUSE` before the first {@link SourceSession.sampleDirty}.
+   */
+  forecast(limits: SessionLimits): Forecast {
+    return this.#advisor.forecast(limits);
+  }
+
+  /**
+   * What to do now, by the same forecast: stop, go on, slow the guest down by the means that it may take, or give up. Nothing is done: vCPUs
+   * are throttled by the caller, functions are limited by their `rateLimit`, and the caller takes both back.
+   *
+   * @throws TowlineError `ERR_TOWLINE_MISUSE` before the first {@link SourceSession.sampleDirty}.
+   */
+  advice(limits: SessionLimits, may?: SessionMeans): SessionAdvice {
+    return this.#advisor.advice(limits, may);
   }
 
   /** Sends what running functions with PRE_COPY have, until each has nothing more for now. */
@@ -415,7 +469,11 @@ export class SourceSession implements AsyncDisposable {
   }
 
   async #harvest(): Promise<Harvest> {
-    return JSON.parse(await native(() => this.#native.harvest())) as Harvest;
+    const harvest = JSON.parse(await native(() => this.#native.harvest())) as Omit<Harvest, 'dirtyBySource'> & {
+      dirtyBySource: SourcePages[];
+    };
+    this.#advisor.pending(harvest.dirtyPages * PAGE_BYTES);
+    return { ...harvest, dirtyBySource: this.#names.pages(harvest.dirtyBySource) };
   }
 }
 

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { abortError, throwIfAborted, withSignal } from '../abort.js';
 import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
+import type { DirtySource } from '../function/channel.js';
 import type { MigratableFunction } from '../function/types.js';
 import { binding } from '../native/api.js';
 import type { NativeSourceSession } from '../native/binding.js';
@@ -8,7 +9,9 @@ import { describeAll, openAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
 import { checkCallerSections, SourceExposures } from './exposures.js';
 import { faultsJson } from './faults.js';
+import { Converge, notConverging } from './converge.js';
 import { Forecaster, type Forecast } from './forecast.js';
+import { hook } from './hook.js';
 import { connectLink, type OpenLink } from './link.js';
 import { Migration } from './migration.js';
 import type { Mismatch } from './offer.js';
@@ -30,6 +33,7 @@ import type {
   SavedState,
   SourceTimings,
 } from './steps.js';
+import { SourceNames, writersInput } from './writers.js';
 
 /** How long the dirty rate is sampled before it is forecast, in milliseconds. */
 const SAMPLE_MS = 50;
@@ -64,6 +68,8 @@ class SourceMigration {
   readonly #report: MigrationReport;
   /** Guest memory is passed: no page is sent and nothing is tracked. */
   readonly #passing: boolean;
+  readonly #names: SourceNames;
+  readonly #converge: Converge;
   #session: NativeSourceSession | undefined;
   #exposures: SourceExposures | undefined;
   #paused = false;
@@ -82,7 +88,11 @@ class SourceMigration {
     private readonly id: string,
     private readonly events: EventQueue,
   ) {
-    this.#policy = completePolicy(options.policy);
+    const { throttle } = options;
+    this.#policy = completePolicy(options.policy, throttle !== undefined);
+    this.#names = new SourceNames(this.#extraDirty());
+    const policy = this.#policy.converge;
+    this.#converge = new Converge({ session: id, functions, policy, throttle, names: this.#names, events });
     this.#report = emptyReport('source', id, functions);
     this.#passing = options.memoryTransfer === 'pass';
     if (options.memory !== undefined) this.#report.memoryTransfer = this.#passing ? 'pass' : 'copy';
@@ -107,12 +117,7 @@ class SourceMigration {
       parts = new SessionParts({
         functions: this.functions,
         memory: this.options.memory,
-        extraDirty: this.#passing
-          ? []
-          : [
-              ...(this.options.memory ? [this.options.memory.markedSource()] : []),
-              ...(this.options.dirtySources ?? []),
-            ],
+        extraDirty: this.#extraDirty(),
         tracked: !this.#passing,
         fence: this.options.fence,
         link: link.native,
@@ -124,10 +129,18 @@ class SourceMigration {
     } catch (error) {
       return await this.#undo(error);
     } finally {
+      await this.#converge.lift();
       this.#session?.close();
       link?.end();
       parts?.close();
     }
+  }
+
+  #extraDirty(): readonly DirtySource[] {
+    const { memory, dirtySources, memoryTransfer } = this.options;
+    // What is passed is not tracked.
+    if (memoryTransfer === 'pass') return [];
+    return [...(memory ? [memory.markedSource()] : []), ...(dirtySources ?? [])];
   }
 
   async #link(): Promise<OpenLink> {
@@ -192,6 +205,7 @@ class SourceMigration {
     const m = JSON.parse(await native(() => session.measure(SAMPLE_MS))) as Measured;
     this.#forecaster = new Forecaster({
       ...m,
+      ...writersInput(this.#names.counts(m.dirty), m.dirtyBytesPerSecond),
       ...DOWNTIME_COSTS,
       maxDowntimeMs: this.#policy.maxDowntimeMs,
       maxRounds: this.#policy.maxRounds,
@@ -224,32 +238,38 @@ class SourceMigration {
         wireBytes: stats.wireBytes,
         ms: stats.ms,
         dirtyPagesAfter: stats.dirtyPagesAfter,
+        dirtyBySource: this.#names.pages(stats.dirtyBySource),
       });
+      const intervalMs = now - this.#harvestedAt;
       const residualBytes = stats.dirtyPagesAfter * stats.pageSizeBytes;
       forecaster.observeRound({
         bytes: stats.wireBytes,
         ms: stats.ms,
         dirtiedBytes: residualBytes,
-        intervalMs: now - this.#harvestedAt,
+        deviceDirtiedBytes: Math.round(residualBytes * this.#names.deviceShare(stats.dirtyBySource)),
+        intervalMs,
       });
       this.#harvestedAt = now;
       const updated = forecaster.forecast();
       this.events.push({ type: 'forecast', session: this.id, forecast: updated, frozen: false });
-      const decision = decide(
-        this.#policy,
-        {
-          rounds: this.#report.rounds,
-          elapsedMs: performance.now() - this.#started,
-          downtimeMs: forecaster.downtimeNow().p95,
-          initialBytesLeft: state.initialBytesLeft,
-        },
-        updated,
-      );
+      const downtimeMs = forecaster.downtimeNow().p95;
+      const soFar = {
+        rounds: this.#report.rounds,
+        elapsedMs: performance.now() - this.#started,
+        downtimeMs,
+        initialBytesLeft: state.initialBytesLeft,
+      };
+      const decision = decide(this.#policy, soFar, updated);
+      if (decision.action === 'give-up') {
+        const error = notConverging(this.#policy, soFar, forecaster, this.#converge.report());
+        this.events.push({ type: 'converge', session: this.id, action: 'give-up', why: error.message });
+        throw error;
+      }
       this.events.push({ type: 'converge', session: this.id, ...decision });
       if (decision.action === 'stop') return;
-      if (decision.action === 'give-up') {
-        throw new TowlineError('ERR_TOWLINE_NOT_CONVERGING', decision.why, { details: { forecast: updated } });
-      }
+      const round = { number: this.#report.rounds, stats, intervalMs, downtimeMs, forecast: updated };
+      const { sampled } = await this.#converge.afterRound(session, forecaster, round);
+      if (sampled) this.#harvestedAt = performance.now();
     }
   }
 
@@ -350,7 +370,10 @@ class SourceMigration {
     const cause = this.options.signal?.aborted && !this.#intent ? abortError(this.options.signal) : unwrapFault(error);
     if (this.#committed) return this.#committedThere(cause);
     // Without an intent of this session the doubt is an earlier one's, and stays that.
-    if (this.#intent && cause.code === 'ERR_TOWLINE_IN_DOUBT') return this.#doubt(cause);
+    if (this.#intent && cause.code === 'ERR_TOWLINE_IN_DOUBT') {
+      await this.#converge.lift();
+      return this.#doubt(cause);
+    }
     const failures: unknown[] = [];
     const attempt = async (work: () => unknown) => {
       try {
@@ -363,8 +386,12 @@ class SourceMigration {
     const over = this.#report.mismatches.length > 0;
     if (this.#session && !over) await attempt(() => native(() => this.#session?.abort(cause.message)));
     // The engine gives up nothing that the destination may own.
-    if (this.#intent && failures.some((f) => unwrapFault(f).code === 'ERR_TOWLINE_MISUSE')) return this.#doubt(cause);
+    if (this.#intent && failures.some((f) => unwrapFault(f).code === 'ERR_TOWLINE_MISUSE')) {
+      await this.#converge.lift();
+      return this.#doubt(cause);
+    }
     if (this.#stoppedAt !== undefined) this.#runsAgainAt = performance.now();
+    await this.#converge.lift();
     const { resume } = this.options;
     if (this.#paused && resume) await attempt(() => hook('resume', resume));
     const report = this.#finish('rolled-back', cause.message);
@@ -376,6 +403,7 @@ class SourceMigration {
   }
 
   async #release(session: NativeSourceSession): Promise<void> {
+    await this.#converge.lift();
     await native(() => session.release());
     if (this.options.release === false) return;
     // They are the destination's, whatever fails here: that is told beside the outcome.
@@ -412,6 +440,8 @@ class SourceMigration {
     report.totalMs = end - this.#started - hold;
     if (this.#stoppedAt !== undefined) report.downtimeMs = (this.#runsAgainAt ?? end) - this.#stoppedAt - hold;
     report.phases = this.#clock.list();
+    const converge = this.#converge.report();
+    if (converge !== undefined) report.converge = converge;
     this.events.push({ type: 'report', session: this.id, report });
     return report;
   }
@@ -431,20 +461,6 @@ class SourceMigration {
       totalPages: p.totalPages ?? 0,
       wireBytes: p.wireBytes ?? 0,
     });
-  }
-}
-
-/** Calls one of the caller's hooks; what it throws is told as such. */
-export async function hook<T>(name: string, call: () => T | Promise<T>): Promise<T> {
-  try {
-    return await call();
-  } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
-    throw new TowlineError(
-      name === 'verify' ? 'ERR_TOWLINE_VERIFY' : 'ERR_TOWLINE_HOOK',
-      `the ${name} hook failed: ${why}`,
-      { cause },
-    );
   }
 }
 

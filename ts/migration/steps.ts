@@ -17,6 +17,21 @@ export interface Measured {
   stateBytes: number;
   rttMs: number;
   journalSyncMs: number;
+  dirty: DirtySample;
+}
+
+/** Pages that one source dirtied that were not dirty before. */
+export interface SourcePages {
+  source: string;
+  pages: number;
+}
+
+/** A sample of who dirties how much. */
+export interface DirtySample {
+  windows: number;
+  ms: number;
+  /** Bytes of distinct pages: of all windows together, each counted by itself, and of the whole. */
+  sources: { source: string; windowBytes: number; wholeBytes: number }[];
 }
 
 export interface RoundStats {
@@ -31,6 +46,7 @@ export interface RoundStats {
   totalWireBytes: number;
   ms: number;
   dirtyPagesAfter: number;
+  dirtyBySource: SourcePages[];
 }
 
 export interface FinalStats extends RoundStats {

@@ -124,6 +124,12 @@ export interface NativeAdmin {
   virtualizationManage(action: string, cntlid: number, resource: string, count: number): Promise<number>;
   attachNamespace(nsid: number, cntlids: number[]): Promise<void>;
   detachNamespace(nsid: number, cntlids: number[]): Promise<void>;
+  /** Whether the device is the embedded subsystem, which has a rate limit. */
+  hasRateLimit(): Promise<boolean>;
+  /** 0 for no limit. */
+  setRateLimit(cntlid: number, bytesPerSecond: bigint, commandsPerSecond: number): Promise<void>;
+  /** {bytesPerSecond (decimal), commandsPerSecond}; 0 for no limit */
+  rateLimit(cntlid: number): Promise<string>;
   /** HMLM channel of a controlled function; its reset is the one of the function. */
   stateChannel(cntlid: number): NativeStateChannel;
   /** Track Send / Track Receive of a controlled function. */
@@ -270,6 +276,8 @@ export interface NativeTenant {
   run(options: { logFd: number; flushOnly: boolean }): void;
   pause(): Promise<void>;
   resume(): void;
+  /** 0 to 99 */
+  throttle(percent: number): void;
   drain(timeoutMs: number): Promise<string>;
   stop(): Promise<void>;
   stats(): string;
@@ -287,6 +295,8 @@ export interface NativeSourceSession {
   startTracking(): Promise<void>;
   /** Samples the dirty rate for `sampleMs`, and the link; {@link Measured} of ts/migration/steps.ts */
   measure(sampleMs: number): Promise<string>;
+  /** Who dirties how much, for `ms`; {@link DirtySample} of ts/migration/steps.ts */
+  sampleDirty(ms: number): Promise<string>;
   memoryPass(): Promise<string>;
   precopyState(): Promise<string>;
   quiesce(): Promise<void>;
@@ -402,13 +412,23 @@ export interface NativeBinding extends NativeHost, NativeDirtyBinding {
   crc32c(seed: number, data: Uint8Array): number;
   /** `inputJson`: `ForecastInput` of ts/migration/forecast.ts */
   Forecaster: new (inputJson: string) => NativeForecaster;
+  /** [{ms, bytes}], ascending → `DirtyWriter` of ts/migration/forecast.ts */
+  dirtyWriter(countsJson: string): string;
 }
 
 /** JSON of the shapes in ts/migration/forecast.ts. */
 export interface NativeForecaster {
   observeRound(roundJson: string): void;
+  /** {others, devices} as `DirtyWriter` of ts/migration/forecast.ts, and ms */
+  observeWriters(json: string): void;
+  /** {others, devices} of {ms, bytes} */
+  observePace(json: string): void;
+  observePending(bytes: number): void;
   observeStateBytes(bytes: number): void;
   forecast(): string;
+  forecastAgain(): string;
+  /** {others, devices} as `DirtyWriter` of ts/migration/forecast.ts */
+  writers(): string;
   downtimeNow(): string;
 }
 

@@ -123,6 +123,14 @@ export class Tenant {
     nativeSync(() => this.#handle.resume());
   }
 
+  /**
+   * Takes `percent` (0 to 99) off the pace of its CPU: of its writes to memory and of the commands that it submits. While it runs; what a
+   * `throttle` hook of a migration calls. It does not migrate.
+   */
+  throttle(percent: number): void {
+    nativeSync(() => this.#handle.throttle(percent));
+  }
+
   /** Submits nothing more and waits for what is in flight, `timeoutMs` at most. */
   async drain(options: WaitOptions & { timeoutMs: number }): Promise<Drained> {
     throwIfAborted(options.signal);

@@ -66,6 +66,21 @@ function readPolicy(params: Params): MigrationPolicy {
   set('maxRounds', params.optionalCount('maxRounds', 1, 10_000));
   set('maxTotalMs', params.optionalCount('maxTotalMs', 1, DAY_MS));
   set('bandwidthBytesPerSecond', params.optionalCount('bandwidthBytesPerSecond', 1, Number.MAX_SAFE_INTEGER));
+  // The serving process has no vCPUs to throttle: what can be limited are the functions.
+  const converge = params.nested('converge');
+  const listed = converge.optionalTexts('means', 0, 1, 32);
+  if (listed !== undefined) {
+    const bad = listed.find((m) => m !== 'device-limit');
+    if (bad !== undefined) {
+      throw new TowlineError(
+        'ERR_TOWLINE_INVALID_ARGUMENT',
+        `migrate: converge.means has ${bad}; here there is device-limit`,
+      );
+    }
+    const least = converge.nested('deviceLimit').optionalCount('leastBytesPerSecond', 1, Number.MAX_SAFE_INTEGER);
+    const limit = least === undefined ? {} : { deviceLimit: { leastBytesPerSecond: least } };
+    policy.converge = { means: listed.length === 0 ? [] : ['device-limit'], ...limit };
+  }
   set('onNoConvergence', params.optionalChoice('onNoConvergence', ['give-up', 'stop'] as const));
   return policy;
 }

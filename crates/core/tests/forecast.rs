@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 use towline_core::forecast::{
-    Convergence, DeviceCost, Estimate, Forecast, ForecastInput, Forecaster, Limits, MAX_MS, MAX_THROTTLE_PERCENT,
-    Obstacle, RoundObserved, Writer,
+    Convergence, Count, DeviceCost, Estimate, Forecast, ForecastInput, Forecaster, Hot, Limits, MAX_MS,
+    MAX_THROTTLE_PERCENT, Obstacle, RoundObserved, Writer,
 };
 
 const MIB: u64 = 1 << 20;
@@ -290,6 +290,45 @@ fn each_obstacle_and_what_mends_it() {
     assert_eq!((needs.bandwidth_bytes_per_s, needs.dirty_bytes_per_s), (None, None), "no link makes the stop shorter");
 }
 
+#[test]
+fn memory_that_was_a_hole_when_it_began_counts() {
+    let mut forecaster = Forecaster::new(ForecastInput { memory_bytes: MIB, ..two_writers() });
+    assert!(forecaster.forecast().convergence.converges(), "so little is written over and over");
+    let dirtied_bytes = 40 * MIB;
+    forecaster.observe_round(RoundObserved {
+        bytes: MIB,
+        ms: 400.0,
+        dirtied_bytes,
+        interval_ms: 400.0,
+        ..RoundObserved::default()
+    });
+    assert!(!forecaster.forecast().convergence.converges(), "{:?}", forecaster.forecast());
+}
+
+#[test]
+fn hot_pages_are_left_over_by_every_round() {
+    let hot = Hot { bytes: 2e6, bytes_per_s: 1e9 };
+    let input = ForecastInput { hot, dirty_bytes_per_s: Estimate::default(), ..two_writers() };
+    let input = ForecastInput { device_dirty_bytes_per_s: Estimate::default(), ..input };
+    let forecast = input.forecast();
+    // 2 MB over 100 MB/s, whatever the rounds.
+    assert!(forecast.convergence.converges() && (forecast.downtime_ms.p50 - 20.0).abs() < 1.0, "{forecast:?}");
+    let tight = ForecastInput { limits: Limits { max_downtime_ms: 10.0, ..Limits::default() }, ..input };
+    let (_, needs) = failure(&tight.forecast());
+    let bandwidth = needs.bandwidth_bytes_per_s.unwrap();
+    assert!((150e6..210e6).contains(&bandwidth), "{needs:?}");
+    // A round that shows fewer of them is believed.
+    let mut forecaster = Forecaster::new(tight);
+    forecaster.observe_round(RoundObserved {
+        bytes: 64 * MIB,
+        ms: 671.0,
+        dirtied_bytes: 500_000,
+        interval_ms: 671.0,
+        ..RoundObserved::default()
+    });
+    assert!(forecaster.forecast().convergence.converges(), "{:?}", forecaster.forecast());
+}
+
 /// 64 MiB over 100 MB/s; the one writes 80 MB/s, the other 60 MB/s: together too much.
 fn two_writers() -> ForecastInput {
     ForecastInput {
@@ -335,12 +374,15 @@ fn a_writer_that_was_measured_anew_replaces_what_was_believed() {
         interval_ms: 671.0,
     });
     assert!(!forecaster.forecast().convergence.converges());
-    let writer = |bytes_per_s, working_set_bytes| Writer { bytes_per_s, working_set_bytes };
-    forecaster.observe_writers(writer(8e6, Some(16 * MIB)), writer(60e6, None), 50.0);
+    let writer = |bytes_per_s, working_set_bytes| Writer { bytes_per_s, working_set_bytes, ..Writer::default() };
+    forecaster.observe_writers(writer(80e6, Some(16 * MIB)), writer(60e6, None), 50.0);
+    assert!(!forecaster.forecast().convergence.converges());
+    // A tenth of the pace, over the same memory.
+    let count = |bytes_per_ms: f64| Count { ms: 50.0, bytes: bytes_per_ms * 50.0 };
+    forecaster.observe_pace(count(7.9e3), count(60e3));
     assert!(forecaster.forecast().convergence.converges(), "{:?}", forecaster.forecast());
-    assert_eq!(forecaster.input().working_set_bytes, Some(16 * MIB));
-    forecaster.observe_writers(writer(4e6, None), writer(1e6, None), 50.0);
     assert_eq!(forecaster.input().working_set_bytes, Some(16 * MIB), "the same memory, more slowly");
+    forecaster.observe_pace(count(4e3), count(1e3));
     // A new attempt starts from the beginning, with the rates of now.
     let again = forecaster.forecast_again();
     assert!(again.convergence.converges() && again.total_ms > 671.0 && again.rounds <= 2, "{again:?}");
@@ -388,6 +430,12 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn hot()(bytes in any_number(), bytes_per_s in any_number()) -> Hot {
+        Hot { bytes, bytes_per_s }
+    }
+}
+
+prop_compose! {
     fn any_input()(
         memory_bytes in prop_oneof![any::<u64>(), 0..64 * GIB],
         working_set_bytes in prop::option::of(prop_oneof![any::<u64>(), 0..GIB]),
@@ -398,12 +446,13 @@ prop_compose! {
         (max_downtime_ms, max_rounds) in (any_number(), prop_oneof![9 => 0u32..60, 1 => any::<u32>()]),
         max_total_ms in prop::option::of(any_number()),
         (device_working_set_bytes, device_dirty_bytes_per_s) in (prop::option::of(any::<u64>()), estimate()),
+        (hot, device_hot) in (hot(), hot()),
     ) -> ForecastInput {
         let limits = Limits { max_downtime_ms, max_rounds, max_total_ms };
         ForecastInput {
             memory_bytes, working_set_bytes, dirty_bytes_per_s, bandwidth_bytes_per_s, state_bytes, save, load, stop_ms,
             rtt_ms, round_trips, journal_sync_ms, journal_syncs, round_overhead_ms, limits,
-            device_working_set_bytes, device_dirty_bytes_per_s,
+            device_working_set_bytes, device_dirty_bytes_per_s, hot, device_hot,
         }
     }
 }

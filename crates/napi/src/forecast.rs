@@ -3,11 +3,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use napi_derive::napi;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use towline_core::forecast::{
-    Convergence, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Forecaster as Core, Limits, Obstacle,
-    RoundObserved, TwoCounts, Writer,
+    Convergence, Count, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Forecaster as Core, Hot, Limits,
+    Obstacle, RoundObserved, Writer,
 };
 
 use crate::fault::Fault;
@@ -22,6 +22,11 @@ struct InputJson {
     #[serde(default)]
     device_dirty_bytes_per_second: Vec<f64>,
     device_working_set_bytes: Option<f64>,
+    /// Their hot pages only.
+    #[serde(default)]
+    hot: WriterJson,
+    #[serde(default)]
+    device_hot: WriterJson,
     bandwidth_bytes_per_second: Vec<f64>,
     state_bytes: f64,
     save_ms: f64,
@@ -46,6 +51,8 @@ impl InputJson {
             dirty_bytes_per_s: Estimate::of_samples(&self.dirty_bytes_per_second),
             device_dirty_bytes_per_s: Estimate::of_samples(&self.device_dirty_bytes_per_second),
             device_working_set_bytes: self.device_working_set_bytes.map(|b| b as u64),
+            hot: self.hot.hot(),
+            device_hot: self.device_hot.hot(),
             bandwidth_bytes_per_s: Estimate::of_samples(&self.bandwidth_bytes_per_second),
             state_bytes: Estimate::exact(self.state_bytes),
             save: device(self.save_ms),
@@ -77,26 +84,74 @@ struct RoundJson {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct CountsJson {
-    short_ms: f64,
-    short_bytes: f64,
-    long_ms: f64,
-    long_bytes: f64,
+struct CountJson {
+    ms: f64,
+    bytes: f64,
 }
 
-impl CountsJson {
+impl CountJson {
+    fn count(&self) -> Count {
+        Count { ms: self.ms, bytes: self.bytes }
+    }
+}
+
+#[derive(Deserialize)]
+struct PaceJson {
+    others: CountJson,
+    devices: CountJson,
+}
+
+#[derive(Deserialize, Serialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct WriterJson {
+    bytes_per_second: f64,
+    working_set_bytes: Option<f64>,
+    hot_bytes: f64,
+    hot_bytes_per_second: f64,
+}
+
+impl WriterJson {
+    fn of(writer: Writer) -> Self {
+        Self {
+            bytes_per_second: writer.bytes_per_s,
+            working_set_bytes: writer.working_set_bytes.map(|b| b as f64),
+            hot_bytes: writer.hot_bytes,
+            hot_bytes_per_second: writer.hot_bytes_per_s,
+        }
+    }
+
     fn writer(&self) -> Writer {
-        let Self { short_ms, short_bytes, long_ms, long_bytes } = *self;
-        TwoCounts { short_ms, short_bytes, long_ms, long_bytes }.writer()
+        Writer {
+            bytes_per_s: self.bytes_per_second,
+            working_set_bytes: self.working_set_bytes.map(|b| b as u64),
+            hot_bytes: self.hot_bytes,
+            hot_bytes_per_s: self.hot_bytes_per_second,
+        }
+    }
+
+    fn hot(&self) -> Hot {
+        Hot { bytes: self.hot_bytes, bytes_per_s: self.hot_bytes_per_second }
     }
 }
 
 #[derive(Deserialize)]
 struct WritersJson {
-    others: CountsJson,
-    devices: CountsJson,
+    others: WriterJson,
+    devices: WriterJson,
     ms: f64,
+}
+
+fn shape(e: &serde_json::Error) -> Fault {
+    Fault::argument(format!("the counts have not their documented shape: {e}"))
+}
+
+/// The writer that counts of different lengths show: `[{ms, bytes}]` ascending, to `{bytesPerSecond, workingSetBytes, hotBytes,
+/// hotBytesPerSecond}`.
+#[napi]
+pub fn dirty_writer(counts_json: String) -> napi::Result<String> {
+    let counts: Vec<CountJson> = serde_json::from_str(&counts_json).map_err(|e| shape(&e))?;
+    let counts: Vec<Count> = counts.iter().map(CountJson::count).collect();
+    Ok(json!(WriterJson::of(Writer::of_counts(&counts))).to_string())
 }
 
 fn downtime(d: Downtime) -> Value {
@@ -167,36 +222,39 @@ impl Forecaster {
         Ok(())
     }
 
-    /// Replaces the rates by what was counted.
+    /// They are these from now on: `{others, devices, ms}`.
     #[napi]
     pub fn observe_writers(&self, json: String) -> napi::Result<()> {
-        let w: WritersJson = serde_json::from_str(&json)
-            .map_err(|e| Fault::argument(format!("the sample has not its documented shape: {e}")))?;
+        let w: WritersJson = serde_json::from_str(&json).map_err(|e| shape(&e))?;
         self.lock().observe_writers(w.others.writer(), w.devices.writer(), w.ms);
         Ok(())
     }
 
-    /// The rates as known now: `{others, devices}` of `{bytesPerSecond, workingSetBytes}`.
+    /// The same writers at the pace of `{others, devices}`, each `{ms, bytes}`.
+    #[napi]
+    pub fn observe_pace(&self, json: String) -> napi::Result<()> {
+        let p: PaceJson = serde_json::from_str(&json).map_err(|e| shape(&e))?;
+        self.lock().observe_pace(p.others.count(), p.devices.count());
+        Ok(())
+    }
+
+    /// The writers as known now: `{others, devices}`.
     #[napi]
     pub fn writers(&self) -> String {
-        let core = self.lock();
-        let input = core.input();
-        json!({
-            "others": {
-                "bytesPerSecond": input.dirty_bytes_per_s.mean, "workingSetBytes": input.working_set_bytes,
-            },
-            "devices": {
-                "bytesPerSecond": input.device_dirty_bytes_per_s.mean,
-                "workingSetBytes": input.device_working_set_bytes,
-            },
-        })
-        .to_string()
+        let (others, devices) = self.lock().writers();
+        json!({ "others": WriterJson::of(others), "devices": WriterJson::of(devices) }).to_string()
     }
 
     /// The forecast of another attempt from the start.
     #[napi]
     pub fn forecast_again(&self) -> String {
         forecast_json(&self.lock().forecast_again())
+    }
+
+    /// So many bytes are to be sent next.
+    #[napi]
+    pub fn observe_pending(&self, bytes: f64) {
+        self.lock().observe_pending(bytes as u64);
     }
 
     #[napi]

@@ -8,7 +8,10 @@ use napi::Env;
 use napi::bindgen_prelude::{BigInt, Object};
 use napi_derive::napi;
 use serde_json::{Value, json};
-use towline_tenant::{DeviceView, Layout, RunOptions, Tenant, TenantError, TenantHandle, TenantInterrupts, TenantSpec};
+use towline_tenant::{
+    DeviceView, Layout, MAX_THROTTLE_PERCENT, RunOptions, Tenant, TenantError, TenantHandle, TenantInterrupts,
+    TenantSpec,
+};
 
 use crate::fault::Fault;
 use crate::memory::{GuestMemory, MemoryParts};
@@ -195,6 +198,14 @@ impl NativeTenant {
     #[napi]
     pub fn resume(&self) -> napi::Result<()> {
         self.handle()?.resume();
+        Ok(())
+    }
+
+    #[napi]
+    pub fn throttle(&self, percent: u32) -> napi::Result<()> {
+        let percent = u8::try_from(percent).ok().filter(|p| *p <= MAX_THROTTLE_PERCENT);
+        let percent = percent.ok_or_else(|| Fault::argument("a tenant is throttled by 0 to 99 percent"))?;
+        self.handle()?.throttle(percent);
         Ok(())
     }
 

@@ -14,6 +14,9 @@ use crate::interrupts::TenantInterrupts;
 use crate::tenant::{RunOptions, Tenant};
 use crate::vcpu::Vcpu;
 
+/// The most that can be taken off a tenant's pace: it never stands still by that.
+pub const MAX_THROTTLE_PERCENT: u8 = 99;
+
 /// What its CPU is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -86,6 +89,8 @@ struct Progress {
 /// Shared between the handle and the thread.
 pub(crate) struct Shared {
     wish: AtomicU8,
+    /// Percent of its CPU's time that it does not get.
+    throttle: AtomicU8,
     progress: Mutex<Progress>,
     changed: Condvar,
     pub(crate) interrupts: Arc<TenantInterrupts>,
@@ -103,6 +108,11 @@ impl Shared {
             2 => Wish::Drain,
             _ => Wish::Stop,
         }
+    }
+
+    /// The share of its pace that it may go at, 0.01 to 1.
+    pub(crate) fn share(&self) -> f64 {
+        f64::from(100 - self.throttle.load(Ordering::Relaxed).min(MAX_THROTTLE_PERCENT)) / 100.0
     }
 
     pub(crate) fn publish(&self, stats: TenantStats) {
@@ -185,6 +195,7 @@ impl TenantHandle {
     ) -> Result<Self, TenantError> {
         let shared = Arc::new(Shared {
             wish: AtomicU8::new(Wish::Run as u8),
+            throttle: AtomicU8::new(0),
             progress: Mutex::default(),
             changed: Condvar::new(),
             interrupts,
@@ -216,6 +227,12 @@ impl TenantHandle {
     /// Goes on after [`TenantHandle::pause`] or [`TenantHandle::drain`].
     pub fn resume(&self) {
         drop(self.shared.ask(Wish::Run, None));
+    }
+
+    /// Takes `percent` off the pace of its CPU, of its writes to memory and of the commands that it submits: 0 for full pace, at most
+    /// [`MAX_THROTTLE_PERCENT`], beyond which more is that. Not part of its state: it does not migrate.
+    pub fn throttle(&self, percent: u8) {
+        self.shared.throttle.store(percent.min(MAX_THROTTLE_PERCENT), Ordering::Relaxed);
     }
 
     /// Submits no more and waits for what is in flight, at most `timeout`; then logs how far it came and stands still.

@@ -26,7 +26,7 @@ mod tenant;
 mod vcpu;
 mod view;
 
-pub use control::{Drained, TenantHandle, TenantStats};
+pub use control::{Drained, MAX_THROTTLE_PERCENT, TenantHandle, TenantStats};
 pub use error::TenantError;
 pub use interrupts::TenantInterrupts;
 pub use layout::{Layout, MAX_IO_QUEUE_PAIRS, MAX_QUEUE_DEPTH, MAX_UNITS_PER_COMMAND, TenantSpec, UNIT_BYTES};

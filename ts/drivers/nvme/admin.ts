@@ -53,6 +53,12 @@ export interface NvmeAdmin {
   attachNamespace(nsid: number, cntlid: number): Promise<void>;
   /** Namespace Attachment, SEL 1. */
   detachNamespace(nsid: number, cntlid: number): Promise<void>;
+  /** Whether the device has the vendor specific feature that limits rates, as the embedded subsystem has. Left out: it has not. */
+  hasRateLimit?(): Promise<boolean>;
+  /** Limits what a controlled function does in a second; 0 for no limit. */
+  setRateLimit?(cntlid: number, bytesPerSecond: bigint, commandsPerSecond: number): Promise<void>;
+  /** What was set; 0 for no limit. */
+  rateLimit?(cntlid: number): Promise<{ bytesPerSecond: bigint; commandsPerSecond: number }>;
   /** Device state of a controlled function by Migration Send and Receive. */
   stateChannel(cntlid: number): StateChannel;
   /** Its writes to guest memory by Track Send and Receive. */
@@ -115,6 +121,20 @@ export class NativeNvmeAdmin implements NvmeAdmin {
 
   detachNamespace(nsid: number, cntlid: number): Promise<void> {
     return native(() => this.#handle.detachNamespace(nsid, [cntlid]));
+  }
+
+  hasRateLimit(): Promise<boolean> {
+    return native(() => this.#handle.hasRateLimit());
+  }
+
+  async setRateLimit(cntlid: number, bytesPerSecond: bigint, commandsPerSecond: number): Promise<void> {
+    await native(() => this.#handle.setRateLimit(cntlid, bytesPerSecond, commandsPerSecond));
+  }
+
+  async rateLimit(cntlid: number): Promise<{ bytesPerSecond: bigint; commandsPerSecond: number }> {
+    type Limit = { bytesPerSecond: string; commandsPerSecond: number };
+    const limit = await this.#json<Limit>(() => this.#handle.rateLimit(cntlid));
+    return { ...limit, bytesPerSecond: BigInt(limit.bytesPerSecond) };
   }
 
   stateChannel(cntlid: number): StateChannel {

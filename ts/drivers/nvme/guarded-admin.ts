@@ -67,6 +67,19 @@ export class GuardedAdmin implements NvmeAdmin {
     return this.#admin.detachNamespace(nsid, cntlid);
   }
 
+  /** What a device without migration lists nothing for, it is not asked for. */
+  async hasRateLimit(): Promise<boolean> {
+    return this.#has.hmlms && (await this.#admin.hasRateLimit?.()) === true;
+  }
+
+  async setRateLimit(cntlid: number, bytesPerSecond: bigint, commandsPerSecond: number): Promise<void> {
+    await this.#admin.setRateLimit?.(cntlid, bytesPerSecond, commandsPerSecond);
+  }
+
+  async rateLimit(cntlid: number): Promise<{ bytesPerSecond: bigint; commandsPerSecond: number }> {
+    return (await this.#admin.rateLimit?.(cntlid)) ?? { bytesPerSecond: 0n, commandsPerSecond: 0 };
+  }
+
   stateChannel(cntlid: number): StateChannel {
     return this.#admin.stateChannel(cntlid);
   }

@@ -2,7 +2,7 @@
 
 use super::math::{clean, neg_ln_one_minus};
 use super::model::{self, Position, Rates};
-use super::{DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Writer};
+use super::{Count, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Hot, Writer};
 
 /// What a given estimate weighs against measurements: as much as this many milliseconds of them.
 const PRIOR_MS: f64 = 20.0;
@@ -67,6 +67,32 @@ impl Running {
     }
 }
 
+/// Bytes written that leave so many distinct ones dirty: more than these, where the working set is known. And whether that is only
+/// a lower bound, since nearly all of the working set is dirty.
+fn writes(dirtied: f64, working_set_bytes: Option<u64>, memory_bytes: u64) -> (f64, bool) {
+    match working_set_bytes {
+        Some(set) if set > 0 => {
+            let set = set.min(memory_bytes).max(1) as f64;
+            let share = dirtied / set;
+            (set * neg_ln_one_minus(share.min(SATURATED)), share >= SATURATED)
+        }
+        _ => (dirtied, false),
+    }
+}
+
+impl Hot {
+    /// How many of `dirtied` bytes were these, in so long a time. Where even these were not dirtied, they are fewer.
+    fn seen(&mut self, dirtied: f64, ms: f64) -> f64 {
+        let bytes = clean(self.bytes);
+        let writer = Writer { hot_bytes: bytes, hot_bytes_per_s: clean(self.bytes_per_s), ..Writer::default() };
+        let seen = writer.dirtied(ms, 1.0);
+        if seen > dirtied {
+            self.bytes = bytes * (dirtied / seen);
+        }
+        seen.min(dirtied)
+    }
+}
+
 /// A working set holds at least what was seen dirty at once.
 fn widened(working_set_bytes: Option<u64>, dirtied_bytes: u64) -> Option<u64> {
     working_set_bytes.map(|set| set.max(dirtied_bytes))
@@ -110,14 +136,19 @@ impl Forecaster {
             self.bandwidth.add(round.bytes as f64 / ms * 1e3, ms);
             self.input.bandwidth_bytes_per_s = self.bandwidth.estimate();
         }
+        // A guest that writes where it never wrote before has more memory than the first pass found.
+        self.input.memory_bytes = self.input.memory_bytes.max(round.dirtied_bytes);
         if interval_ms > 0.0 {
+            let memory = self.input.memory_bytes;
             let device = round.device_dirtied_bytes.min(round.dirtied_bytes);
             self.input.working_set_bytes = widened(self.input.working_set_bytes, round.dirtied_bytes - device);
             self.input.device_working_set_bytes = widened(self.input.device_working_set_bytes, device);
-            let others = self.writes((round.dirtied_bytes - device) as f64, self.input.working_set_bytes);
-            self.dirty.add_writes(others, interval_ms);
-            let devices = self.writes(device as f64, self.input.device_working_set_bytes);
-            self.device.add_writes(devices, interval_ms);
+            let others = (round.dirtied_bytes - device) as f64;
+            let (hot, set) = (&mut self.input.hot, self.input.working_set_bytes);
+            self.dirty.add_writes(writes(others - hot.seen(others, interval_ms), set, memory), interval_ms);
+            let (hot, set) = (&mut self.input.device_hot, self.input.device_working_set_bytes);
+            let device = device as f64;
+            self.device.add_writes(writes(device - hot.seen(device, interval_ms), set, memory), interval_ms);
             self.input.dirty_bytes_per_s = self.dirty.estimate();
             self.input.device_dirty_bytes_per_s = self.device.estimate();
         }
@@ -126,29 +157,30 @@ impl Forecaster {
         self.position.pending = round.dirtied_bytes as f64;
     }
 
-    /// Bytes written that leave so many distinct ones dirty: more than these, where the working set is known. And whether
-    /// that is only a lower bound, since nearly all of the working set is dirty.
-    fn writes(&self, dirtied: f64, working_set_bytes: Option<u64>) -> (f64, bool) {
-        match working_set_bytes {
-            Some(set) if set > 0 => {
-                let set = set.min(self.input.memory_bytes).max(1) as f64;
-                let share = dirtied / set;
-                (set * neg_ln_one_minus(share.min(SATURATED)), share >= SATURATED)
-            }
-            _ => (dirtied, false),
-        }
-    }
-
-    /// The writers were measured by themselves, for `ms` milliseconds: their rates are these from now on. A working set that was known
-    /// stays where the measurement shows none: a slower writer goes over the same memory.
+    /// The writers were measured by themselves, for `ms` milliseconds: they are these from now on.
     pub fn observe_writers(&mut self, others: Writer, devices: Writer, ms: f64) {
         let fresh = |writer: Writer| Running { mean: clean(writer.bytes_per_s), squares: 0.0, weight: clean(ms) };
+        let hot = |writer: Writer| Hot { bytes: clean(writer.hot_bytes), bytes_per_s: clean(writer.hot_bytes_per_s) };
         self.dirty = fresh(others);
         self.device = fresh(devices);
         self.input.dirty_bytes_per_s = self.dirty.estimate();
         self.input.device_dirty_bytes_per_s = self.device.estimate();
-        self.input.working_set_bytes = others.working_set_bytes.or(self.input.working_set_bytes);
-        self.input.device_working_set_bytes = devices.working_set_bytes.or(self.input.device_working_set_bytes);
+        (self.input.working_set_bytes, self.input.hot) = (others.working_set_bytes, hot(others));
+        (self.input.device_working_set_bytes, self.input.device_hot) = (devices.working_set_bytes, hot(devices));
+    }
+
+    /// The writers as they are believed to be: all but devices, and devices.
+    #[must_use]
+    pub fn writers(&self) -> (Writer, Writer) {
+        let rates = Rates::of(&self.input);
+        (rates.others, rates.device)
+    }
+
+    /// What was dirtied in so short a time that nothing is known of the memory that is gone over: the same writers at another pace, which
+    /// is what a throttle of vCPUs and a rate limit of devices make of them.
+    pub fn observe_pace(&mut self, others: Count, devices: Count) {
+        let (was, were) = self.writers();
+        self.observe_writers(was.at_pace_of(others), were.at_pace_of(devices), others.ms.max(devices.ms));
     }
 
     /// The device state's size is known now, in bytes.

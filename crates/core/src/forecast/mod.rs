@@ -4,7 +4,8 @@
 //! One pass over all memory, then rounds that each send what was dirtied during the one before. With bandwidth `B`, a
 //! round of `n` bytes takes `n / B + round_overhead_ms`; what is dirtied in a time `t` at rate `r` is
 //! * `min(r t, memory)` where nothing is known of the working set;
-//! * `W (1 - e^(-r t / W))` where it is known to be `W` bytes: writes that hit a page that is dirty already add nothing.
+//! * `W (1 - e^(-r t / W))` where it is known to be `W` bytes: writes that hit a page that is dirty already add nothing;
+//! * beside that, `H (1 - e^(-h t / H))` for `H` bytes of pages that are written all the time, at rate `h`.
 //!
 //! A stop now would take `stop + residual / B + save + state / B + load + round trips + journal syncs`, nothing of which is
 //! assumed to overlap. The first round after which that is at most `max_downtime_ms` is the last one. So, without
@@ -31,7 +32,7 @@ mod needs;
 mod writer;
 
 pub use forecaster::{Forecaster, RoundObserved};
-pub use writer::{TwoCounts, Writer};
+pub use writer::{Count, Writer};
 
 /// The longest time that is forecast, in milliseconds (some 31 000 years): longer ones are cut to this.
 pub const MAX_MS: f64 = 1e15;
@@ -75,6 +76,15 @@ impl Estimate {
     }
 }
 
+/// Pages that are written all the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Hot {
+    /// How many, in bytes.
+    pub bytes: f64,
+    /// Writes to them, in bytes of pages a second.
+    pub bytes_per_s: f64,
+}
+
 /// What a device needs to save or load its state while it is stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct DeviceCost {
@@ -110,10 +120,14 @@ pub struct ForecastInput {
     pub working_set_bytes: Option<u64>,
     /// Bytes of pages dirtied a second by all but devices, each write counting its whole page.
     pub dirty_bytes_per_s: Estimate,
+    /// Bytes of pages that all but devices write all the time, and how fast: beside the stream of `dirty_bytes_per_s`.
+    pub hot: Hot,
     /// Bytes that devices write again and again, where that is known.
     pub device_working_set_bytes: Option<u64>,
     /// Bytes of pages that devices dirty a second, on top of the others.
     pub device_dirty_bytes_per_s: Estimate,
+    /// Bytes of pages that devices write all the time: completion queues, say.
+    pub device_hot: Hot,
     /// Bytes sent a second.
     pub bandwidth_bytes_per_s: Estimate,
     /// Bytes of device state, of all functions together, that are sent in the downtime.

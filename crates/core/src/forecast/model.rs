@@ -1,7 +1,9 @@
 //! Plays a migration through, round by round, at fixed rates.
 
-use super::math::{clean, one_minus_exp_neg, sqrt};
-use super::{Convergence, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, MAX_MS, MAX_ROUNDS, needs};
+use super::math::{clean, sqrt};
+use super::{
+    Convergence, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Hot, MAX_MS, MAX_ROUNDS, Writer, needs,
+};
 
 /// Below this nothing is sent: one byte in a thousand seconds.
 const LEAST_BANDWIDTH: f64 = 1e-3;
@@ -27,12 +29,13 @@ impl Position {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rates {
     pub bandwidth: f64,
-    pub dirty: f64,
-    pub device: f64,
-    pub device_set: Option<f64>,
+    /// Who is not a device, and at what share of its pace.
+    pub others: Writer,
+    pub others_share: f64,
+    pub device: Writer,
+    pub device_share: f64,
     pub state: f64,
     pub memory: f64,
-    pub working_set: Option<f64>,
     pub save: DeviceCost,
     pub load: DeviceCost,
     pub fixed_ms: f64,
@@ -50,12 +53,17 @@ impl Rates {
             + clean(input.journal_sync_ms) * f64::from(input.journal_syncs);
         Self {
             bandwidth: clean(input.bandwidth_bytes_per_s.mean) / 1e3,
-            dirty: clean(input.dirty_bytes_per_s.mean) / 1e3,
-            device: clean(input.device_dirty_bytes_per_s.mean) / 1e3,
-            device_set: input.device_working_set_bytes.map(|w| (w as f64).min(memory)),
+            others: writer(input.dirty_bytes_per_s, input.working_set_bytes, input.hot, input.memory_bytes),
+            others_share: 1.0,
+            device: writer(
+                input.device_dirty_bytes_per_s,
+                input.device_working_set_bytes,
+                input.device_hot,
+                input.memory_bytes,
+            ),
+            device_share: 1.0,
             state: clean(input.state_bytes.mean),
             memory,
-            working_set: input.working_set_bytes.map(|w| (w as f64).min(memory)),
             save: input.save,
             load: input.load,
             fixed_ms: fixed_ms.min(MAX_MS),
@@ -80,12 +88,8 @@ impl Rates {
 
     /// Bytes dirtied in `ms`.
     pub fn dirtied(&self, ms: f64) -> f64 {
-        let by = |rate: f64, set: Option<f64>| match set {
-            Some(set) if set <= 0.0 => 0.0,
-            Some(set) => set * one_minus_exp_neg(rate * ms / set),
-            None => rate * ms,
-        };
-        (by(self.dirty, self.working_set) + by(self.device, self.device_set)).min(self.memory)
+        let both = self.others.dirtied(ms, self.others_share) + self.device.dirtied(ms, self.device_share);
+        both.min(self.memory)
     }
 
     /// The downtime if `residual` bytes are left.
@@ -97,6 +101,15 @@ impl Rates {
         let sum =
             self.fixed_ms + self.send_ms(residual) + self.send_ms(self.state) + device(&self.save) + device(&self.load);
         sum.min(MAX_MS)
+    }
+}
+
+fn writer(stream: Estimate, working_set_bytes: Option<u64>, hot: Hot, memory_bytes: u64) -> Writer {
+    Writer {
+        bytes_per_s: clean(stream.mean),
+        working_set_bytes: working_set_bytes.map(|set| set.min(memory_bytes)),
+        hot_bytes: clean(hot.bytes).min(memory_bytes as f64),
+        hot_bytes_per_s: clean(hot.bytes_per_s),
     }
 }
 
@@ -176,11 +189,12 @@ pub(super) fn downtime(input: &ForecastInput, rates: &Rates, from: Position, rou
     let at = |rates: &Rates| play(rates, from, rounds, Some(rounds)).downtime_ms(rates);
     let deviation = |e: Estimate| sqrt(e.cleaned().variance);
     let p50 = at(rates);
+    let more = |writer: Writer, e: Estimate| Writer { bytes_per_s: writer.bytes_per_s + deviation(e), ..writer };
     let slower = (rates.bandwidth - deviation(input.bandwidth_bytes_per_s) / 1e3).max(0.1 * rates.bandwidth);
     let worse = [
         Rates { bandwidth: slower, ..*rates },
-        Rates { dirty: rates.dirty + deviation(input.dirty_bytes_per_s) / 1e3, ..*rates },
-        Rates { device: rates.device + deviation(input.device_dirty_bytes_per_s) / 1e3, ..*rates },
+        Rates { others: more(rates.others, input.dirty_bytes_per_s), ..*rates },
+        Rates { device: more(rates.device, input.device_dirty_bytes_per_s), ..*rates },
         Rates { state: rates.state + deviation(input.state_bytes), ..*rates },
     ];
     let squares: f64 = worse.iter().map(|rates| (at(rates) - p50).max(0.0)).map(|d| d * d).sum();

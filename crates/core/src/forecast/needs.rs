@@ -1,7 +1,7 @@
 //! Why a migration does not converge, and what would make it.
 
 use super::model::{Played, Position, Rates, play};
-use super::{MAX_ROUNDS, MAX_THROTTLE_PERCENT, Needs, Obstacle};
+use super::{MAX_ROUNDS, MAX_THROTTLE_PERCENT, Needs, Obstacle, Writer};
 
 /// Bisection steps: the answer is exact to a millionth.
 const STEPS: u32 = 40;
@@ -22,6 +22,11 @@ pub(super) fn obstacle(rates: &Rates, from: Position, played: &Played) -> Obstac
     if play(rates, from, MAX_ROUNDS, None).fits { Obstacle::RoundLimit } else { Obstacle::DirtyRate }
 }
 
+/// All that it writes, in bytes of pages a second.
+fn speed(writer: &Writer) -> f64 {
+    super::math::clean(writer.bytes_per_s + writer.hot_bytes_per_s)
+}
+
 pub(super) fn needs(rates: &Rates, from: Position) -> Needs {
     let converges = |rates: &Rates| play(rates, from, rates.max_rounds, None).converges(rates);
     Needs {
@@ -31,20 +36,20 @@ pub(super) fn needs(rates: &Rates, from: Position) -> Needs {
             converges(&with(FASTEST)).then(|| edge(rates.bandwidth, FASTEST, |b| converges(&with(b))) * 1e3)
         },
         dirty_bytes_per_s: {
-            let with = |share: f64| Rates { dirty: rates.dirty * share, device: rates.device * share, ..*rates };
+            let with = |share: f64| Rates { others_share: share, device_share: share, ..*rates };
             let edge = || edge(1.0, 0.0, |share| converges(&with(share)));
-            converges(&with(0.0)).then(|| edge() * (rates.dirty + rates.device) * 1e3)
+            converges(&with(0.0)).then(|| edge() * (speed(&rates.others) + speed(&rates.device)))
         },
         throttle_percent: {
-            let with = |left: f64| Rates { dirty: rates.dirty * left, ..*rates };
+            let with = |left: f64| Rates { others_share: left, ..*rates };
             let least = 1.0 - MAX_THROTTLE_PERCENT / 100.0;
-            let can = rates.dirty > 0.0 && converges(&with(least));
+            let can = speed(&rates.others) > 0.0 && converges(&with(least));
             can.then(|| (1.0 - edge(1.0, least, |left| converges(&with(left)))) * 100.0)
         },
         device_dirty_bytes_per_s: {
-            let with = |device: f64| Rates { device, ..*rates };
-            let can = rates.device > 0.0 && converges(&with(0.0));
-            can.then(|| edge(rates.device, 0.0, |d| converges(&with(d))) * 1e3)
+            let with = |share: f64| Rates { device_share: share, ..*rates };
+            let can = speed(&rates.device) > 0.0 && converges(&with(0.0));
+            can.then(|| edge(1.0, 0.0, |share| converges(&with(share))) * speed(&rates.device))
         },
         max_downtime_ms: downtime(rates, from),
     }

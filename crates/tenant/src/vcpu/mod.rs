@@ -106,7 +106,8 @@ impl Vcpu {
 
     fn turn(&mut self) -> Result<(), TenantError> {
         self.reap()?;
-        let mut due = self.io_pace.due();
+        let share = self.shared.share();
+        let mut due = self.io_pace.due(share);
         while due > 0 && self.shared.wish() == Wish::Run && self.submit()? {
             self.io_pace.took_one();
             due -= 1;
@@ -115,7 +116,7 @@ impl Vcpu {
             return Ok(());
         }
         self.poll_smart()?;
-        let mut due = if self.state.working_set_pages == 0 { 0 } else { self.cpu_pace.due() };
+        let mut due = if self.state.working_set_pages == 0 { 0 } else { self.cpu_pace.due(share) };
         while due > 0 && self.shared.wish() == Wish::Run {
             self.write_working_set()?;
             self.cpu_pace.took_one();

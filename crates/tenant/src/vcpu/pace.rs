@@ -17,11 +17,12 @@ impl Pace {
         Self { per_second, owed: 0.0, last: Instant::now() }
     }
 
-    /// How many may happen now.
-    pub(super) fn due(&mut self) -> u64 {
+    /// How many may happen now, with `share` (0 to 1) of the rate.
+    pub(super) fn due(&mut self, share: f64) -> u64 {
         let now = Instant::now();
-        self.owed += now.duration_since(self.last).as_secs_f64() * self.per_second;
-        self.owed = self.owed.min((self.per_second * MOST_OWED.as_secs_f64()).max(1.0));
+        let per_second = self.per_second * share;
+        self.owed += now.duration_since(self.last).as_secs_f64() * per_second;
+        self.owed = self.owed.min((per_second * MOST_OWED.as_secs_f64()).max(1.0));
         self.last = now;
         self.owed as u64
     }
