@@ -72,7 +72,7 @@ export const errorCodes = {
   ERR_TOWLINE_JOURNAL_DAMAGED: 'a person has to decide who owns the functions: see the other side and its journal',
   /** An outside fence can't be reached or said something unexpected. */
   ERR_TOWLINE_FENCE: 'mend the outside fence: nothing commits without it',
-  /** The migration would not converge within its limits. `details` holds the forecast. */
+  /** The migration would not converge within its limits. `details` holds the forecast, and in `needs` what it would take. */
   ERR_TOWLINE_NOT_CONVERGING:
     'the guest dirties memory faster than the link carries it: raise the bandwidth or the downtime limit, or let the guest do less',
   /** A hook of the caller (pause, resume, restoreSections) threw. See `cause`. */

@@ -87,7 +87,10 @@ class Source extends NativeSource implements KvmDirtySource {
   readonly #kvm: NativeKvmDirty;
 
   constructor(kvm: NativeKvmDirty) {
-    super(nativeSync(() => kvm.source()));
+    super(
+      nativeSync(() => kvm.source()),
+      'kvm',
+    );
     this.#kvm = kvm;
     this.fullEventFd = nativeSync(() => kvm.fullEventFd()) ?? undefined;
   }
