@@ -2,7 +2,8 @@
  * The native half of the microvm: KVM, vCPU threads, a vfio-user client, and the guest's image.
  *
  * Nothing in here knows of towline: memory comes as file descriptors, the device as a vfio-user socket, the BAR filter as its flat bytes.
- * What can't be done is an `Error` whose message begins with `microvm: `; every call of a closed {@link Vm} is one.
+ * What can't be done is an `Error` whose message begins with `microvm: `; so is every call of a closed {@link Vm} that does
+ * not say otherwise.
  */
 
 /** Why no microvm can run here, in words (no `/dev/kvm`, not x86-64, …); `undefined` where one can. */
@@ -298,7 +299,10 @@ export class Vm {
   /** Why a vCPU or the device's connection failed, in words; `undefined` while all is well. */
   readonly failure: string | undefined;
 
-  /** Ends threads and connections. Idempotent, and when it returns nothing of this VM runs; its memory is unmapped once it is collected. */
+  /**
+   * Ends threads and connections, closes descriptors, unmaps memory. Idempotent, and when it returns nothing of this VM runs. {@link status},
+   * {@link counters} and {@link failure} go on telling what was last.
+   */
   close(): void;
   /** As {@link close}. */
   [Symbol.dispose](): void;

@@ -65,8 +65,11 @@ function phaseOf(phases) {
 }
 
 export class Vm extends native.Vm {
+  /** What was last known, of a VM that is closed. */
+  #last;
+
   get failure() {
-    return super.failure ?? undefined;
+    return this.#last ? this.#last.status.failure : (super.failure ?? undefined);
   }
 
   save() {
@@ -78,9 +81,19 @@ export class Vm extends native.Vm {
   }
 
   status() {
+    if (this.#last) return this.#last.status;
     const { phases, vcpus, ...rest } = super.status();
     const total = Object.fromEntries(SUMS.map((name) => [name, vcpus.reduce((sum, vcpu) => sum + vcpu[name], 0n)]));
     return { phase: phaseOf(phases), ...rest, failure: this.failure, vcpus, total };
+  }
+
+  counters() {
+    return this.#last?.counters ?? super.counters();
+  }
+
+  close() {
+    this.#last ??= { status: this.status(), counters: super.counters() };
+    super.close();
   }
 
   [Symbol.dispose]() {

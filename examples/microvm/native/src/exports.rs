@@ -1,7 +1,7 @@
 //! The Node binding: carries calls, and nothing else. What each one does is documented in `native/index.d.ts`.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use napi::bindgen_prelude::{AsyncTask, BigInt, Object, Uint8Array};
@@ -214,9 +214,19 @@ impl Task for Job<crate::vm::Drained> {
     }
 }
 
-/// `Vm` of `index.d.ts`, but for what `index.js` makes of it.
+/// `Vm` of `index.d.ts`, but for what `index.js` makes of it. Closing it takes the machine away at once: nothing waits for the collector.
 #[napi(js_name = "Vm")]
-pub struct NativeVm(Arc<Vm>);
+pub struct NativeVm(Mutex<Option<Arc<Vm>>>);
+
+impl NativeVm {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Vm>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vm(&self) -> Result<Arc<Vm>> {
+        self.lock().clone().ok_or_else(|| Error::State("the VM is closed").into())
+    }
+}
 
 #[napi]
 impl NativeVm {
@@ -241,21 +251,21 @@ impl NativeVm {
             log_fd: options.log_fd,
             host_tag: options.host_tag.map_or(Ok(0), |v| whole("hostTag", v, 255))? as u8,
         };
-        Ok(Self(Arc::new(Vm::new(&spec)?)))
+        Ok(Self(Mutex::new(Some(Arc::new(Vm::new(&spec)?)))))
     }
 
     #[napi(getter)]
-    pub fn vm_fd(&self) -> i32 {
-        self.0.vm_fd()
+    pub fn vm_fd(&self) -> Result<i32> {
+        Ok(self.vm()?.vm_fd())
     }
 
     #[napi(getter)]
-    pub fn vcpu_fds(&self) -> Vec<i32> {
-        self.0.vcpu_fds()
+    pub fn vcpu_fds(&self) -> Result<Vec<i32>> {
+        Ok(self.vm()?.vcpu_fds())
     }
 
     #[napi]
-    pub fn slots(&self) -> Vec<MemorySlot> {
+    pub fn slots(&self) -> Result<Vec<MemorySlot>> {
         let slot = |(n, r): (usize, &crate::ram::Range)| MemorySlot {
             slot: n as u32,
             gpa: big(r.gpa),
@@ -263,23 +273,23 @@ impl NativeVm {
             userspace_address: big(r.host),
             flags: 0,
         };
-        self.0.ram().ranges().iter().enumerate().map(slot).collect()
+        Ok(self.vm()?.ram().ranges().iter().enumerate().map(slot).collect())
     }
 
     #[napi(getter)]
-    pub fn dirty_ring_entries(&self) -> u32 {
-        self.0.ring_entries()
+    pub fn dirty_ring_entries(&self) -> Result<u32> {
+        Ok(self.vm()?.ring_entries())
     }
 
     #[napi]
     pub fn set_ring_full_event(&self, fd: Option<i32>) -> Result<()> {
-        Ok(self.0.set_ring_full_event(fd)?)
+        Ok(self.vm()?.set_ring_full_event(fd)?)
     }
 
     #[napi]
-    pub fn warm(&self) -> AsyncTask<Job<()>> {
-        let vm = Arc::clone(&self.0);
-        Job::run(move || vm.warm())
+    pub fn warm(&self) -> Result<AsyncTask<Job<()>>> {
+        let vm = self.vm()?;
+        Ok(Job::run(move || vm.warm()))
     }
 
     #[napi]
@@ -290,26 +300,26 @@ impl NativeVm {
             ioeventfd: by_ioeventfd(options.doorbells.as_deref())?,
             timeout: duration("timeoutMs", options.timeout_ms.unwrap_or(10_000.0))?.max(Duration::from_millis(1)),
         };
-        let vm = Arc::clone(&self.0);
+        let vm = self.vm()?;
         Ok(Job::run(move || vm.connect(&spec)))
     }
 
     #[napi]
     pub fn disconnect(&self) -> Result<()> {
-        Ok(self.0.disconnect()?)
+        Ok(self.vm()?.disconnect()?)
     }
 
     #[napi]
-    pub fn reset_device(&self) -> AsyncTask<Job<()>> {
-        let vm = Arc::clone(&self.0);
-        Job::run(move || vm.reset_device())
+    pub fn reset_device(&self) -> Result<AsyncTask<Job<()>>> {
+        let vm = self.vm()?;
+        Ok(Job::run(move || vm.reset_device()))
     }
 
     #[napi]
     pub fn read_config(&self, offset: f64, length: f64) -> Result<Uint8Array> {
         let offset = whole("offset", offset, PAGE)?;
         let mut out = vec![0; whole("length", length, PAGE)? as usize];
-        self.0.read_config(offset, &mut out)?;
+        self.vm()?.read_config(offset, &mut out)?;
         Ok(out.into())
     }
 
@@ -318,69 +328,69 @@ impl NativeVm {
         if !matches!(data.len(), 1 | 2 | 4) {
             return Err(argument(format!("{} bytes; 1, 2 or 4 are possible", data.len())));
         }
-        Ok(self.0.write_config(whole("offset", offset, PAGE)?, &data)?)
+        Ok(self.vm()?.write_config(whole("offset", offset, PAGE)?, &data)?)
     }
 
     #[napi]
     pub fn set_filter(&self, filter: Option<Uint8Array>) -> Result<()> {
-        Ok(self.0.set_filter(filter.as_deref())?)
+        Ok(self.vm()?.set_filter(filter.as_deref())?)
     }
 
     #[napi]
     pub fn boot(&self, image: Uint8Array, parameters: Option<GuestParameters>) -> Result<()> {
         let wanted = parameters.map_or_else(|| Ok(Wanted::default()), |p| p.wanted())?;
-        Ok(self.0.boot(&image, &wanted)?)
+        Ok(self.vm()?.boot(&image, &wanted)?)
     }
 
     #[napi]
     pub fn arm_interrupts(&self) -> Result<()> {
-        Ok(self.0.arm_interrupts()?)
+        Ok(self.vm()?.arm_interrupts()?)
     }
 
     #[napi(getter)]
-    pub fn interrupts_armed(&self) -> bool {
-        self.0.armed()
+    pub fn interrupts_armed(&self) -> Result<bool> {
+        Ok(self.vm()?.armed())
     }
 
     #[napi]
     pub fn run(&self) -> Result<()> {
-        Ok(self.0.run()?)
+        Ok(self.vm()?.run()?)
     }
 
     #[napi]
-    pub fn pause(&self) -> AsyncTask<Job<()>> {
-        let vm = Arc::clone(&self.0);
-        Job::run(move || vm.pause())
+    pub fn pause(&self) -> Result<AsyncTask<Job<()>>> {
+        let vm = self.vm()?;
+        Ok(Job::run(move || vm.pause()))
     }
 
     #[napi(getter)]
     pub fn running(&self) -> bool {
-        self.0.running()
+        self.lock().as_ref().is_some_and(|vm| vm.running())
     }
 
     #[napi]
     pub fn ready(&self, timeout_ms: f64) -> Result<AsyncTask<Job<()>>> {
         let timeout = duration("timeoutMs", timeout_ms)?;
-        let vm = Arc::clone(&self.0);
+        let vm = self.vm()?;
         Ok(Job::run(move || vm.ready(timeout)))
     }
 
     #[napi]
     pub fn drain(&self, timeout_ms: f64) -> Result<AsyncTask<Job<crate::vm::Drained>>> {
         let timeout = duration("timeoutMs", timeout_ms)?;
-        let vm = Arc::clone(&self.0);
+        let vm = self.vm()?;
         Ok(Job::run(move || vm.drain(timeout)))
     }
 
     #[napi]
     pub fn undrain(&self) -> Result<()> {
-        Ok(self.0.undrain()?)
+        Ok(self.vm()?.undrain()?)
     }
 
     #[napi]
     pub fn set_load(&self, load: Load) -> Result<()> {
-        let now = self.0.load();
-        Ok(self.0.set_load(crate::control::Load {
+        let now = self.vm()?.load();
+        Ok(self.vm()?.set_load(crate::control::Load {
             iops: u32_option("iops", load.iops, now.iops)?,
             read_percent: u32_option("readPercent", load.read_percent, now.read_percent)?,
             dirty_pages_per_s: u32_option("dirtyPagesPerS", load.dirty_pages_per_s, now.dirty_pages_per_s)?,
@@ -392,47 +402,48 @@ impl NativeVm {
     }
 
     #[napi]
-    pub fn load(&self) -> Load {
-        let load = self.0.load();
-        Load {
+    pub fn load(&self) -> Result<Load> {
+        let load = self.vm()?.load();
+        Ok(Load {
             iops: Some(load.iops.into()),
             read_percent: Some(load.read_percent.into()),
             dirty_pages_per_s: Some(load.dirty_pages_per_s.into()),
             working_set_pages: Some(load.working_set_pages as f64),
             heartbeat_us: Some(load.heartbeat_us.into()),
-        }
+        })
     }
 
     #[napi]
     pub fn set_throttle(&self, percent: f64) -> Result<()> {
-        Ok(self.0.set_throttle(whole("percent", percent, 100)? as u32)?)
+        Ok(self.vm()?.set_throttle(whole("percent", percent, 100)? as u32)?)
     }
 
     #[napi]
-    pub fn reset_gaps(&self) {
-        self.0.control.reset_gaps();
+    pub fn reset_gaps(&self) -> Result<()> {
+        self.vm()?.control.reset_gaps();
+        Ok(())
     }
 
     #[napi]
-    pub fn section_names(&self) -> Vec<String> {
-        Id::all(self.0.vcpus.len()).iter().map(Id::name).collect()
+    pub fn section_names(&self) -> Result<Vec<String>> {
+        Ok(Id::all(self.vm()?.vcpus.len()).iter().map(Id::name).collect())
     }
 
     #[napi]
     pub fn save_section(&self, name: String) -> Result<Uint8Array> {
-        Ok(self.0.save_section(&name)?.into())
+        Ok(self.vm()?.save_section(&name)?.into())
     }
 
     /// `index.js` gives the record as a list.
     #[napi]
     pub fn restore_list(&self, sections: Vec<Section>) -> Result<()> {
         let sections: Vec<_> = sections.into_iter().map(|s| (s.name, s.bytes.to_vec())).collect();
-        Ok(self.0.restore(&sections)?)
+        Ok(self.vm()?.restore(&sections)?)
     }
 
     #[napi]
     pub fn status<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
-        let vm = &self.0;
+        let vm = self.vm()?;
         let mut out = Object::new(env)?;
         let each: Vec<Status> = vm.vcpus.iter().map(|v| vm.status(v.index)).collect();
         let generation = vm.control.gap_generation();
@@ -458,7 +469,7 @@ impl NativeVm {
 
     #[napi]
     pub fn counters<'env>(&self, env: &'env Env) -> Result<Object<'env>> {
-        let vm = &self.0;
+        let vm = self.vm()?;
         let count = |c: &AtomicU64| big(c.load(Ordering::Relaxed));
         let c = &vm.bus.counters;
         let mut out = Object::new(env)?;
@@ -495,12 +506,15 @@ impl NativeVm {
 
     #[napi(getter)]
     pub fn failure(&self) -> Option<String> {
-        self.0.failure()
+        self.lock().as_ref().and_then(|vm| vm.failure())
     }
 
     #[napi]
     pub fn close(&self) {
-        self.0.close();
+        // A call under way keeps it until it ends, soon: it sees that the machine closes.
+        if let Some(vm) = self.lock().take() {
+            vm.close();
+        }
     }
 }
 
@@ -535,18 +549,18 @@ pub struct FilteredBytes {
     target: Bytes,
 }
 
-struct Bytes(std::sync::Mutex<Vec<u8>>);
+struct Bytes(Mutex<Vec<u8>>);
 
 impl Target for Bytes {
     fn read(&self, offset: u64, out: &mut [u8]) {
-        let bytes = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (n, to) in out.iter_mut().enumerate() {
             *to = bytes.get((offset as usize).saturating_add(n)).copied().unwrap_or(0xff);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let mut bytes = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (n, from) in data.iter().enumerate() {
             if let Some(to) = bytes.get_mut((offset as usize).saturating_add(n)) {
                 *to = *from;
@@ -559,7 +573,7 @@ impl Target for Bytes {
 impl FilteredBytes {
     #[napi(constructor)]
     pub fn new(filter: Uint8Array, target: Uint8Array) -> Result<Self> {
-        Ok(Self { filter: Filter::parse(&filter)?, target: Bytes(std::sync::Mutex::new(target.to_vec())) })
+        Ok(Self { filter: Filter::parse(&filter)?, target: Bytes(Mutex::new(target.to_vec())) })
     }
 
     #[napi]
@@ -577,6 +591,6 @@ impl FilteredBytes {
 
     #[napi]
     pub fn target(&self) -> Uint8Array {
-        self.target.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().into()
+        self.target.0.lock().unwrap_or_else(PoisonError::into_inner).clone().into()
     }
 }

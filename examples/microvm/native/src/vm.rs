@@ -92,6 +92,8 @@ pub struct Vm {
     state: Mutex<State>,
     /// Calls that change what runs take turns.
     turn: Mutex<()>,
+    /// Last: it stays mapped until the descriptors are closed.
+    _ram: Arc<Ram>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,7 +110,7 @@ impl Vm {
         let control = ControlPage::new()?;
         let (machine, fds) = Machine::new(spec.vcpus, spec.dirty_ring_entries, &ram, control.page())?;
         let msix = Arc::new(Msix::new(Arc::clone(&machine.vm)));
-        let bus = Arc::new(Bus::new(ram, msix, log));
+        let bus = Arc::new(Bus::new(Arc::clone(&ram), msix, log));
         let ring_full = Arc::new(Mutex::new(None));
         let vcpus = fds
             .into_iter()
@@ -127,6 +129,7 @@ impl Vm {
             ring_entries: spec.dirty_ring_entries,
             state: Mutex::new(state),
             turn: Mutex::new(()),
+            _ram: ram,
         };
         for vcpu in &vm.vcpus {
             vcpu.start(Arc::clone(&vm.bus))?;
