@@ -12,8 +12,8 @@ export const here = join(root, 'test', 'kernel');
 const cache = join(process.env['XDG_CACHE_HOME'] ?? join(process.env['HOME'] ?? '/root', '.cache'), 'towline');
 /** Bytes that the root file system takes, with what is there while the kernel is built. */
 const rootBytes = 5e9;
-/** How build-root.sh ends where the machine has no mirror, or that lacks the packages. */
-const noPackages = 75;
+/** How build-root.sh ends where the machine has no mirror, or can't reach it. */
+const noPackages = 69;
 
 /** @typedef {import('./kernel-plan.mjs').Boot} Boot */
 
@@ -57,7 +57,7 @@ export async function guestRoot() {
   if (skip !== undefined) return { skip };
   const built = await run(join(here, 'build-root.sh'), [], { echo: 'stderr' });
   if (built.code === 0) return { path: built.stdout.trim() };
-  if (built.code === noPackages) return { skip: 'the packages can not be had, see above' };
+  if (built.code === noPackages) return { skip: 'no Debian mirror can be reached, see above' };
   const { bavail, bsize } = await statfs(cache);
   if (bavail * bsize < rootBytes) return { skip: `${cache} has less than ${rootBytes / 1e9} GB left` };
   return { problem: `the root file system could not be built: ${lastLine(built.stderr)}` };

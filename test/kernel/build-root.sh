@@ -25,6 +25,21 @@ mirror=$(
          u ~ /\/debian\/?$/ { print u; exit }'
 )
 
+# Ends with 69 where the packages can't be had, which is no failure of ours; whatever goes wrong after that is one.
+need_mirror() {
+  if [ -z "$mirror" ]; then
+    echo 'no Debian mirror in the apt sources'
+    exit 69
+  fi
+  release=$(mktemp)
+  if ! /usr/lib/apt/apt-helper download-file "$mirror/dists/$suite/Release" "$release" > /dev/null; then
+    rm -f "$release"
+    echo "the Debian mirror of the apt sources can not be reached"
+    exit 69
+  fi
+  rm -f "$release"
+}
+
 # Runs a command in the root with /proc and /dev, which go with the namespace.
 inside() {
   unshare --mount --propagation private sh -euc '
@@ -40,6 +55,7 @@ inside() {
 progress() { awk -v what="$1" 'NR % 250 == 0 { print what ": " NR " files"; fflush() }'; }
 
 build_root() {
+  # need_mirror has looked already; the text of this function is part of the root's key.
   if [ -z "$mirror" ]; then
     echo 'no Debian mirror in the apt sources'
     exit 75
@@ -129,7 +145,7 @@ root=$cache/root-$key
 rm -rf "$cache"/building.* "$cache"/initramfs.*
 find "$cache" -maxdepth 1 -name 'root-*' -mtime +14 ! -path "$root" -exec rm -rf {} +
 
-up_to_date root "$key" || { build_root; made root "$key"; }
+up_to_date root "$key" || { need_mirror; build_root; made root "$key"; }
 config=$(sha256sum < "$here/kernel.config")
 up_to_date kernel "$config" || { build_kernel; made kernel "$config"; }
 init=$(sha256sum < "$here/guest/init")

@@ -29,6 +29,19 @@ const COMMITTED: ReadonlySet<string> = new Set([
   'destination:resumed',
   'destination:running',
 ]);
+/** Of the destination, from the first byte of device state on. */
+const BEHIND_STATE = [
+  'state-loading',
+  'loaded',
+  'prepared',
+  'commit-received',
+  'commit-durable',
+  'committed-sent',
+  'resumed',
+  'running',
+  'refusal-durable',
+  'aborted',
+] as const;
 /** Reached where the link breaks while device state is on its way, and both give up. */
 const GIVING_UP: ReadonlySet<string> = new Set(['source:aborting', 'source:aborted', 'destination:aborted']);
 /** Reached where a source in doubt, whose COMMIT never left, asks. */
@@ -239,7 +252,17 @@ if (role === 'destination') {
 
   /** All of them, or one behind COMMIT, where most can go wrong. */
   const points = part === 'move' ? ['destination:commit-durable'] : part === 'crashes' ? faultPoints() : [];
-  for (const point of points) test(`killed at ${point}`, () => crash(point));
+  const hit = new Set<string>();
+  for (const point of points)
+    test(`killed at ${point}`, async () => {
+      await crash(point);
+      hit.add(point);
+    });
+  if (part === 'crashes')
+    test('every point was hit, those of the destination behind the state too', () => {
+      assert.deepEqual([...hit], faultPoints());
+      for (const name of BEHIND_STATE) assert.ok(hit.has(`destination:${name}`), name);
+    });
 
   if (part === 'links') {
     /** Counted from the end: what is between the first stream and the last depends on the rounds. */
