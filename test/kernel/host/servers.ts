@@ -8,6 +8,13 @@ import { fileURLToPath } from 'node:url';
 import type { Qmp } from './qmp.js';
 import type { ServerAnswer, ServerDescription, ServerRequest, SocketStatus } from './nvme-server.js';
 
+/** How many descriptors a server has open, by what they are of. */
+export interface Descriptors {
+  socket: number;
+  memory: number;
+  eventfd: number;
+}
+
 /** A subsystem in another process. */
 export class Server {
   readonly #description: ServerDescription;
@@ -32,13 +39,14 @@ export class Server {
   }
 
   /** How many descriptors it has open, by what they are of: connections, guest memory, interrupts. */
-  async descriptors(): Promise<Record<string, number>> {
+  async descriptors(): Promise<Descriptors> {
     const folder = `/proc/${this.#child?.pid}/fd`;
-    const counts: Record<string, number> = {};
+    const counts = { socket: 0, memory: 0, eventfd: 0 };
     for (const fd of await readdir(folder)) {
       const target = await readlink(`${folder}/${fd}`).catch(() => '');
-      const kind = /^(socket|anon_inode:\[eventfd\]|\/memfd)/.exec(target)?.[1];
-      if (kind !== undefined) counts[kind] = (counts[kind] ?? 0) + 1;
+      if (target.startsWith('socket:')) counts.socket += 1;
+      else if (target.startsWith('/memfd:')) counts.memory += 1;
+      else if (target === 'anon_inode:[eventfd]') counts.eventfd += 1;
     }
     return counts;
   }
@@ -81,13 +89,14 @@ export class Server {
   #next(fits: (answer: ServerAnswer) => boolean): Promise<ServerAnswer> {
     const child = this.#child;
     return new Promise((resolve, reject) => {
+      const ended = (code: number | null, signal: string | null): void =>
+        reject(new Error(`the server ended with ${code ?? signal}`));
       const heard = (message: unknown): void => {
         if (!fits(message as ServerAnswer)) return;
-        child?.off('message', heard);
+        child?.off('message', heard).off('exit', ended);
         resolve(message as ServerAnswer);
       };
-      child?.on('message', heard);
-      child?.once('exit', (code, signal) => reject(new Error(`the server ended with ${code ?? signal}`)));
+      child?.on('message', heard).once('exit', ended);
     });
   }
 }
