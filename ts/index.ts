@@ -19,6 +19,12 @@ export {
   type EmbeddedOptions,
 } from './drivers/embedded.js';
 export { kvmDirtySource, type KvmDirtyOptions, type KvmDirtySource, type KvmRing, type KvmSlot } from './dirty/kvm.js';
+export {
+  processDirtySource,
+  type ProcessDirtyOptions,
+  type ProcessDirtySource,
+  type WatchedRange,
+} from './dirty/process.js';
 export { DevlinkControllingFunction, DevlinkDriver, DevlinkFunction, type DevlinkOptions } from './drivers/devlink.js';
 export { MdevControllingFunction, MdevDriver, MdevFunction, type MdevOptions } from './drivers/mdev.js';
 export {

@@ -57,7 +57,7 @@ export interface KvmDirtyOptions {
  * The dirty source of a VM's vCPUs, for `dirtySources` of `migrate` and `MigrationSession`. One at a time for a VM.
  *
  * It sees what vCPUs write, and what KVM writes on behalf of one. It does not see what the VMM's own threads write through their
- * mapping ({@link processDirtySource}, `GuestMemory.markDirty`), nor what devices write.
+ * mapping (`processDirtySource`, `GuestMemory.markDirty`), nor what devices write.
  */
 export interface KvmDirtySource extends DirtySource {
   /**

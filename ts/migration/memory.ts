@@ -117,6 +117,15 @@ export class GuestMemory {
     return this.#marked;
   }
 
+  /**
+   * A new dirty source of what this process writes through **this object's own** mapping, told by the kernel: {@link write}, and device
+   * models of this process whose memory it is. For whoever would rather not rely on marks; it takes Linux 6.7. What goes through another
+   * mapping (KVM's and the VMM's, another process's) it does not see: see `processDirtySource`. One at a time tracks.
+   */
+  watchedSource(): DirtySource {
+    return wrapDirtySource(nativeSync(() => this.native().watchedSource()));
+  }
+
   /** The native object, for the rest of towline. */
   native(): NativeGuestMemory {
     if (this.#closed) throw new TowlineError('ERR_TOWLINE_CLOSED', 'this guest memory is closed');

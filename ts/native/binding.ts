@@ -42,6 +42,8 @@ export interface NativeGuestMemory {
   markDirty(gpa: bigint, len: bigint): void;
   /** The dirty source fed by `write`, `markDirty` and the rehearsal tenant. */
   markedSource(): NativeDirtySource;
+  /** A new dirty source that watches this process's own mappings of the regions. */
+  watchedSource(): NativeDirtySource;
   close(): void;
 }
 

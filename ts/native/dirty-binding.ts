@@ -22,8 +22,24 @@ export interface NativeKvmDirty {
   close(): void;
 }
 
+/** See `WatchedRange` in `../dirty/process.ts`. */
+export interface NativeWatchedRange {
+  address: bigint;
+  len: bigint;
+  gpa: bigint;
+}
+
+/** Mappings of this process that are watched for writes. */
+export interface NativeProcessDirty {
+  /** The source. Once. */
+  source(): NativeDirtySource;
+  addRange(range: NativeWatchedRange): Promise<void>;
+  removeRange(range: NativeWatchedRange): Promise<void>;
+}
+
 /** What of `NativeBinding` makes dirty sources. */
 export interface NativeDirtyBinding {
+  ProcessDirty: new (ranges: NativeWatchedRange[]) => NativeProcessDirty;
   KvmDirty: new (
     vmFd: number,
     slots: NativeKvmSlot[],

@@ -21,5 +21,6 @@ pub mod type1;
 #[cfg(test)]
 mod uapi_layout;
 pub mod vfio;
+pub mod write_watch;
 
 pub use track_error::TrackError;

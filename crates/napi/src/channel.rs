@@ -277,13 +277,16 @@ impl DirtySource for Lent<dyn DirtySource> {
     }
 }
 
-/// Collects runs for JavaScript; a bitmap becomes runs.
+/// Collects runs for JavaScript; a bitmap becomes runs, and what follows each other one run.
 #[derive(Default)]
 struct Runs(Vec<MemoryRange>);
 
 impl DirtySink for Runs {
     fn mark(&mut self, gpa: u64, len: u64) {
-        self.0.push(MemoryRange { gpa, len });
+        match self.0.last_mut() {
+            Some(last) if last.end() == Some(gpa) && gpa.checked_add(len).is_some() => last.len += len,
+            _ => self.0.push(MemoryRange { gpa, len }),
+        }
     }
 
     fn merge_bitmap(&mut self, base: u64, page_size_bytes: u64, bitmap: &[u8]) {
@@ -291,7 +294,7 @@ impl DirtySink for Runs {
             for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
                 let page = (i as u64).checked_mul(8).and_then(|p| p.checked_add(bit));
                 if let Some(gpa) = page.and_then(|p| p.checked_mul(page_size_bytes)).and_then(|o| base.checked_add(o)) {
-                    self.0.push(MemoryRange { gpa, len: page_size_bytes });
+                    self.mark(gpa, page_size_bytes);
                 }
             }
         }

@@ -8,6 +8,7 @@ use napi::bindgen_prelude::{BigInt, Object};
 use napi_derive::napi;
 use towline_linux::TrackError;
 use towline_linux::kvm::{KvmDirty, KvmHandle, KvmMode, KvmOptions, KvmSlot};
+use towline_linux::write_watch::{WatchHandle, WatchedRange, WriteWatch};
 
 use crate::channel::NativeDirtySource;
 use crate::fault::Fault;
@@ -127,5 +128,56 @@ impl NativeKvmDirty {
     pub fn close(&self) {
         *self.handle.lock().unwrap_or_else(PoisonError::into_inner) = None;
         *self.source.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// See `WatchedRange` in `ts/dirty/process.ts`.
+#[napi(object)]
+pub struct NativeWatchedRange {
+    pub address: BigInt,
+    pub len: BigInt,
+    pub gpa: BigInt,
+}
+
+impl NativeWatchedRange {
+    fn to_range(&self) -> Result<WatchedRange, Fault> {
+        let address = u64_of("address", &self.address)?;
+        Ok(WatchedRange { address, len: u64_of("len", &self.len)?, gpa: u64_of("gpa", &self.gpa)? })
+    }
+}
+
+/// See `NativeProcessDirty` in `ts/native/dirty-binding.ts`.
+#[napi(js_name = "ProcessDirty")]
+pub struct NativeProcessDirty {
+    handle: WatchHandle,
+    source: Mutex<Option<WriteWatch>>,
+}
+
+#[napi]
+impl NativeProcessDirty {
+    #[napi(constructor)]
+    pub fn new(ranges: Vec<NativeWatchedRange>) -> napi::Result<Self> {
+        let ranges = ranges.iter().map(NativeWatchedRange::to_range).collect::<Result<Vec<_>, _>>()?;
+        let source = WriteWatch::of_ranges(&ranges).map_err(Fault::from)?;
+        Ok(Self { handle: source.handle(), source: Mutex::new(Some(source)) })
+    }
+
+    /// Once.
+    #[napi]
+    pub fn source(&self) -> napi::Result<NativeDirtySource> {
+        let source = self.source.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(NativeDirtySource::new(Box::new(source.ok_or_else(|| Fault::closed("the dirty source"))?)))
+    }
+
+    #[napi]
+    pub fn add_range<'e>(&self, env: &'e Env, range: NativeWatchedRange) -> napi::Result<Object<'e>> {
+        let (handle, range) = (self.handle.clone(), range.to_range()?);
+        run(env, "add-range", move || Ok(handle.add_range(range)?))
+    }
+
+    #[napi]
+    pub fn remove_range<'e>(&self, env: &'e Env, range: NativeWatchedRange) -> napi::Result<Object<'e>> {
+        let (handle, range) = (self.handle.clone(), range.to_range()?);
+        run(env, "remove-range", move || Ok(handle.remove_range(&range)?))
     }
 }

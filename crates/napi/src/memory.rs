@@ -11,6 +11,7 @@ use towline_core::channel::DirtySource;
 use towline_core::dirty::MarkLog;
 use towline_core::memory::GuestMemory as _;
 use towline_linux::memory::{MapError, MappedMemory, RegionOptions};
+use towline_linux::write_watch::WriteWatch;
 
 use crate::channel::{NativeDirtySource, Range};
 use crate::fault::Fault;
@@ -188,6 +189,12 @@ impl GuestMemory {
         }
         let source: Box<dyn DirtySource> = Box::new(self.parts()?.marks.source());
         Ok(NativeDirtySource::new(source))
+    }
+
+    #[napi]
+    pub fn watched_source(&self) -> napi::Result<NativeDirtySource> {
+        let source = WriteWatch::of_memory(&self.parts()?.memory).map_err(Fault::from)?;
+        Ok(NativeDirtySource::new(Box::new(source)))
     }
 
     #[napi]

@@ -5,6 +5,7 @@
 mod cases;
 #[cfg(target_arch = "x86_64")]
 mod guest;
+#[path = "../harness/mod.rs"]
 mod harness;
 #[cfg(target_arch = "x86_64")]
 mod oracle;
@@ -14,11 +15,12 @@ fn main() -> std::process::ExitCode {
     if let Some(code) = cases::as_another_process() {
         return code;
     }
-    let reason = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").err();
-    harness::run(cases::CASES, reason.map(|error| format!("/dev/kvm: {error}")).as_deref())
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    let reason = opened.err().map(|error| format!("/dev/kvm: {error}"));
+    harness::run(cases::CASES, |_| reason.clone())
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 fn main() -> std::process::ExitCode {
-    harness::run(&[("kvm", || ())], Some("the guest of these tests is x86-64 code"))
+    harness::run(&[("kvm", || ())], |_| Some("the guest of these tests is x86-64 code".into()))
 }
