@@ -126,6 +126,9 @@ function nativeSlot({ slot, gpa, len, userspaceAddr, flags = 0 }: KvmSlot): Nati
  */
 export function kvmDirtySource(options: KvmDirtyOptions): KvmDirtySource {
   const { vmFd, slots, mode = 'log', manualProtect = true } = options;
-  const ring = mode === 'log' ? null : { vcpuFds: [...mode.ring], entries: mode.entries ?? null };
+  const ring =
+    mode === 'log'
+      ? null
+      : { vcpuFds: [...mode.ring], ...(mode.entries === undefined ? {} : { entries: mode.entries }) };
   return new Source(nativeSync(() => new (binding().KvmDirty)(vmFd, slots.map(nativeSlot), ring, manualProtect)));
 }

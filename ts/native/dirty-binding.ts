@@ -43,7 +43,7 @@ export interface NativeDirtyBinding {
   KvmDirty: new (
     vmFd: number,
     slots: NativeKvmSlot[],
-    ring: { vcpuFds: number[]; entries: number | null } | null,
+    ring: { vcpuFds: number[]; entries?: number } | null,
     manualProtect: boolean,
   ) => NativeKvmDirty;
 }
