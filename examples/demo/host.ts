@@ -11,9 +11,11 @@ import {
   type ControlledFunction,
   type FunctionSpec,
   type Migration,
+  type MigrationEvent,
 } from 'towline';
 import { embedded, Tenant, type EmbeddedSubsystem } from 'towline/rehearsal';
-import { LOG_FD, MEMORY_FD, type FromHost, type HostRequest, type Kind, type Scale, type ToHost } from './protocol.js';
+import { serve } from '../shared/host-process.js';
+import { LOG_FD, MEMORY_FD, type HostRequest, type Kind, type Scale } from './protocol.js';
 import type { Sabotage } from './sabotage.js';
 
 /** Enough that the tenant's state, queues and buffers fit below its working set. */
@@ -33,8 +35,6 @@ class Host {
   #tenant: Tenant | undefined;
   #migration: Migration | undefined;
   #sabotage: Sabotage | undefined;
-  readonly #holds = new Map<number, { resolve: () => void; reject: (error: Error) => void }>();
-  #nextHold = 1;
 
   async answer(request: HostRequest): Promise<unknown> {
     switch (request.do) {
@@ -55,13 +55,6 @@ class Host {
       case 'close':
         return this.#close();
     }
-  }
-
-  held(id: number, error: string | undefined): void {
-    const hold = this.#holds.get(id);
-    this.#holds.delete(id);
-    if (error === undefined) hold?.resolve();
-    else hold?.reject(new Error(error));
   }
 
   get #now() {
@@ -131,7 +124,7 @@ class Host {
       policy: { maxDowntimeMs: 50, maxRounds: 8, onNoConvergence: 'stop' },
       pause: () => tenant.pause(),
       resume: () => tenant.resume(),
-      verify: () => this.#hold(),
+      verify: () => side.hold(),
       // A source that still runs needs something that it can run.
       release: sabotage !== 'two-owners',
       faults: {
@@ -141,7 +134,7 @@ class Host {
         ...(sabotage === 'two-owners' ? { runAfterRelease: true } : {}),
       },
     });
-    for await (const event of migration) send({ type: 'event', event });
+    for await (const event of migration) side.event(event);
     try {
       const report = await migration.result;
       await tenant.stop();
@@ -179,14 +172,6 @@ class Host {
     this.#tenant.run({ logFd: LOG_FD });
   }
 
-  #hold(): Promise<void> {
-    const id = this.#nextHold++;
-    return new Promise((resolve, reject) => {
-      this.#holds.set(id, { resolve, reject });
-      send({ type: 'hold', id });
-    });
-  }
-
   async #close(): Promise<void> {
     await this.#tenant?.stop();
     const prepared = this.#prepared;
@@ -198,24 +183,5 @@ class Host {
   }
 }
 
-function send(message: FromHost): void {
-  // The demo may be gone; then there is nobody to tell.
-  if (process.connected) process.send?.(message);
-}
-
 const host = new Host();
-process.on('disconnect', () => process.exit(0));
-process.on('message', (message: ToHost) => {
-  if (message.type === 'held') {
-    host.held(message.id, message.error);
-    return;
-  }
-  host.answer(message.request).then(
-    (value) => send({ type: 'answer', id: message.id, value }),
-    (error: unknown) => {
-      const e = error as { message?: string; code?: string };
-      const told = { message: e.message ?? String(error), ...(e.code === undefined ? {} : { code: e.code }) };
-      send({ type: 'answer', id: message.id, error: told });
-    },
-  );
-});
+const side = serve<HostRequest, MigrationEvent>((request) => host.answer(request));

@@ -1,5 +1,4 @@
 /** What the demo's processes say to each other over Node's own IPC. */
-import type { MigrationEvent } from 'towline';
 import type { Sabotage } from './sabotage.js';
 
 export type Kind = 'pf' | 'vf' | 'siov';
@@ -44,12 +43,3 @@ export type HostRequest =
   | { do: 'haunt' }
   | { do: 'drain' }
   | { do: 'close' };
-
-export type FromHost =
-  | { type: 'answer'; id: number; value?: unknown; error?: { message: string; code?: string } }
-  | { type: 'event'; event: MigrationEvent }
-  | { type: 'hold'; id: number };
-
-export type ToHost =
-  | { type: 'request'; id: number; request: HostRequest }
-  | { type: 'held'; id: number; error?: string };

@@ -3,10 +3,11 @@ import { randomUUID } from 'node:crypto';
 import { closeSync, mkdtempSync, openSync, rmSync, constants } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { memfd } from 'towline/rehearsal';
 import type { MigrationEvent, MigrationReport } from 'towline';
-import { HostProcess } from './child.js';
-import type { Kind, NamespaceFile, Scale } from './protocol.js';
+import { HostProcess } from '../shared/host-process.js';
+import type { HostRequest, Kind, NamespaceFile, Scale } from './protocol.js';
 import { Relay } from '../shared/relay.js';
 import type { Sabotage } from './sabotage.js';
 import { WitnessProcess, type Finding } from '../shared/witness-process.js';
@@ -63,9 +64,9 @@ export async function runKind(
 
     const witness = new WitnessProcess(memories, logs, namespace.path);
     closers.push(() => witness.kill());
-    const source = new HostProcess('source', memories[0], logs[0]);
+    const source = hostProcess('source', [memories[0], logs[0]]);
     closers.push(() => source.kill());
-    const destination = new HostProcess('destination', memories[1], logs[1]);
+    const destination = hostProcess('destination', [memories[1], logs[1]]);
     closers.push(() => destination.kill());
     source.onHold = () => witness.compare();
 
@@ -145,6 +146,10 @@ function line(
     ...(report.why === undefined ? {} : { why: report.why }),
     ...(finding.samples.length > 0 ? { samples: finding.samples } : {}),
   };
+}
+
+function hostProcess(name: string, fds: readonly number[]): HostProcess<HostRequest, MigrationEvent> {
+  return new HostProcess(fileURLToPath(new URL('./host.js', import.meta.url)), name, fds);
 }
 
 function sleep(ms: number): Promise<void> {

@@ -6,23 +6,30 @@ export interface RelayDamage {
   afterBytes: number;
 }
 
-/** A TCP relay between the two hosts: it counts bytes, and can damage or cut what it carries. */
-export class Relay {
+/** What a link of limited bandwidth lets through at once, in milliseconds of its bandwidth: about what its buffers hold. */
+const BURST_MS = 5;
+
+/** A TCP relay between the two hosts: it counts bytes, can damage or cut what it carries, and can be as slow as a link. */
+export class Relay implements Disposable {
   /** Bytes from the source to the destination, and back. */
   forwardBytes = 0;
   backwardBytes = 0;
   readonly #server: Server;
   readonly #sockets = new Set<Socket>();
+  readonly #bytesPerMs: number;
   #damage: { kind: RelayDamage['kind']; atByte: number } | undefined;
+  /** Until then the link is busy with what it was given, in milliseconds of `performance.now()`. */
+  #busyUntilMs = 0;
 
-  private constructor(server: Server) {
+  private constructor(server: Server, bytesPerSecond: number) {
     this.#server = server;
+    this.#bytesPerMs = bytesPerSecond / 1000;
   }
 
-  /** Listens on a loopback port of its own and forwards to `port`. */
-  static async start(port: number): Promise<Relay> {
+  /** Listens on a loopback port of its own and forwards to `port`, at most so many bytes a second; without end by default. */
+  static async start(port: number, bytesPerSecond = Infinity): Promise<Relay> {
     const server = createServer({ noDelay: true });
-    const relay = new Relay(server);
+    const relay = new Relay(server, bytesPerSecond);
     server.on('connection', (source) => relay.#carry(source, port));
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject);
@@ -69,10 +76,12 @@ export class Relay {
         }
         chunk[at] = (chunk[at] ?? 0) ^ 0x10;
       }
-      if (!destination.write(chunk)) {
-        source.pause();
-        destination.once('drain', () => source.resume());
-      }
+      const waits = [this.#carried(chunk.length)];
+      if (!destination.write(chunk)) waits.push(new Promise((resolve) => destination.once('drain', resolve)));
+      const owed = waits.filter((wait) => wait !== undefined);
+      if (owed.length === 0) return;
+      source.pause();
+      void Promise.all(owed).then(() => source.resume());
     });
     source.on('end', () => destination.end());
     destination.on('data', (chunk) => {
@@ -82,8 +91,21 @@ export class Relay {
     destination.on('end', () => source.end());
   }
 
+  /** Takes so many bytes of the link's time; a promise where it has to be waited for. */
+  #carried(bytes: number): Promise<unknown> | undefined {
+    if (this.#bytesPerMs === Infinity) return undefined;
+    const nowMs = performance.now();
+    this.#busyUntilMs = Math.max(this.#busyUntilMs, nowMs - BURST_MS) + bytes / this.#bytesPerMs;
+    const owedMs = this.#busyUntilMs - nowMs;
+    return owedMs > 0 ? new Promise((resolve) => setTimeout(resolve, owedMs)) : undefined;
+  }
+
   close(): void {
     this.#server.close();
     for (const socket of this.#sockets) socket.destroy();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
   }
 }

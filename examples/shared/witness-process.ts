@@ -1,5 +1,6 @@
 import { fork, type ChildProcess } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
+import type { Comparison } from './compare.js';
 
 /** What the witness found. */
 export interface Finding {
@@ -32,8 +33,8 @@ export class WitnessProcess {
   }
 
   /** Compares every page of both memories; nothing may run meanwhile. */
-  async compare(): Promise<void> {
-    await this.#call('compare');
+  compare(): Promise<Comparison> {
+    return this.#call('compare') as Promise<Comparison>;
   }
 
   /** Reads the logs to their ends and the whole namespace. The tenant has to be drained, unless it is `lost` with its holder. */

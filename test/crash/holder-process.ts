@@ -18,7 +18,7 @@ export class HolderProcess {
   /** Settles when the process has ended, with the signal that ended it. */
   readonly gone: Promise<NodeJS.Signals | null>;
   /** Called between the source's stop and the destination's start. */
-  onHold: () => Promise<void> = async () => {};
+  onHold: () => Promise<unknown> = async () => {};
   /** Called when a phase of a migration begins. */
   onPhase: (phase: string) => void = () => {};
 
