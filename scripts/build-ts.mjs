@@ -1,7 +1,7 @@
 // Compiles ts, test, examples and benches, each into its dist folder, and removes what no longer has a source: a
-// deleted test must not run, and a deleted module must not be packed.
-import { existsSync, readdirSync, rmSync } from 'node:fs';
-import { join } from 'node:path';
+// deleted test must not run, and a deleted module must not be packed. Last the example that is a package of its own.
+import { existsSync, mkdirSync, readdirSync, readlinkSync, rmSync, symlinkSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 
 import { bin, isMain, root, run } from './lib/process.mjs';
 
@@ -17,7 +17,32 @@ const projects = [
 export async function buildTs() {
   for (const [source, output] of projects) prune(join(root, source), join(root, output));
   const { code } = await run(bin('tsc'), ['-b'], { echo: 'stderr' });
+  return code === 0 && (await buildMicrovm());
+}
+
+/** The microvm sees the package as anyone does who installed it: by its name, in its own `node_modules`. */
+async function buildMicrovm() {
+  const modules = join(root, 'examples', 'microvm', 'node_modules');
+  link(join(modules, 'towline'), join('..', '..', '..'));
+  const output = join(root, 'examples', 'microvm', 'dist');
+  prune(join(root, 'examples'), output);
+  const { code } = await run(bin('tsc'), ['-b', 'examples/microvm'], { echo: 'stderr' });
   return code === 0;
+}
+
+/**
+ * @param {string} path
+ * @param {string} target
+ */
+function link(path, target) {
+  try {
+    if (readlinkSync(path) === target) return;
+  } catch {
+    // There is none, or something else.
+  }
+  rmSync(path, { recursive: true, force: true });
+  mkdirSync(dirname(path), { recursive: true });
+  symlinkSync(target, path);
 }
 
 /**
