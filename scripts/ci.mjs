@@ -60,6 +60,8 @@ const suites = {
   lint: tally('npm run lint', 'npm', 'run', 'lint'),
   docs: tally('npm run docs', 'npm', 'run', 'docs'),
   demo: tally('the demo', 'node', 'scripts/test-demo.mjs'),
+  // A guest on KVM; what needs /dev/kvm is skipped where there is none.
+  'demo-vm': tally('the microvm', 'node', 'scripts/test-demo-vm.mjs'),
   package: tally('the packages', 'node', 'scripts/test-package.mjs'),
   node22: tally('Node 22', 'node', 'scripts/test-node.mjs', '22'),
   node24: tally('Node 24', 'node', 'scripts/test-node.mjs', '24'),

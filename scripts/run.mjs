@@ -4,6 +4,7 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 
+import { buildMicrovm } from './build-microvm.mjs';
 import { buildNative } from './build-native.mjs';
 import { buildTs } from './build-ts.mjs';
 import { root } from './lib/process.mjs';
@@ -15,6 +16,8 @@ if (file === undefined) {
 }
 process.stderr.write('building what is not up to date (the first time takes a few minutes)\n');
 if (!(await buildNative()) || !(await buildTs())) process.exit(1);
+const isMicrovm = file.startsWith('examples/microvm/') || (file === 'dist-benches/main.js' && args[0] === 'vm');
+if (isMicrovm && !(await buildMicrovm())) process.exit(1);
 const main = join(root, file);
 if (!existsSync(main)) {
   process.stderr.write(`${file} does not exist\n`);

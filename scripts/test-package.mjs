@@ -1,11 +1,23 @@
 // Packs the package, then looks at it as a user gets it: publint and attw find nothing, and installed from the
 // tarballs into an empty folder, with neither cargo nor this repository in reach, it imports, runs the example of the
-// README and answers `towline --version`.
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+// README and answers `towline --version`. The microvm is a package that depends on it: it builds and runs there, too.
+import {
+  cpSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
-import { delimiter, join } from 'node:path';
+import { delimiter, join, relative } from 'node:path';
 
 import { Checks, must } from './lib/checks.mjs';
+import { mustBeGood } from './lib/demo-vm-report.mjs';
+import { jsonLines } from './lib/json-lines.mjs';
 import { bin, root, run } from './lib/process.mjs';
 import { exampleOf } from './lib/readme.mjs';
 import { closingLines, exitCode } from './lib/results.mjs';
@@ -44,6 +56,48 @@ async function succeeds(command, args, options = {}) {
   return result;
 }
 
+/** The exit code of the microvm's demo where there is no KVM. */
+const UNAVAILABLE = 77;
+
+/**
+ * The microvm, away from this repository, with the package from its tarball.
+ * @param {string} main
+ * @param {string} platform
+ * @param {NodeJS.ProcessEnv} env
+ */
+async function microvm(main, platform, env) {
+  const examples = join(folder, 'vmm', 'examples');
+  const cwd = join(examples, 'microvm');
+  const left = new Set(['dist', 'node_modules', 'target']);
+  await checks.check('the microvm builds with the package from its tarball', async () => {
+    cpSync(join(root, 'examples', 'microvm'), cwd, {
+      recursive: true,
+      filter: (path) => !left.has(relative(join(root, 'examples', 'microvm'), path)),
+    });
+    cpSync(join(root, 'examples', 'shared'), join(examples, 'shared'), { recursive: true });
+    cpSync(join(root, 'tsconfig.base.json'), join(folder, 'vmm', 'tsconfig.base.json'));
+    // What only the compiler needs.
+    mkdirSync(join(examples, 'node_modules'));
+    symlinkSync(join(root, 'node_modules', '@types'), join(examples, 'node_modules', '@types'));
+    await succeeds('npm', ['install', '--no-save', '--no-audit', '--no-fund', main, platform], { cwd, env });
+    must(!lstatSync(join(cwd, 'node_modules', 'towline')).isSymbolicLink(), 'it is the checkout, not the tarball');
+    const CARGO_TARGET_DIR = process.env['CARGO_TARGET_DIR'] ?? join(root, 'examples', 'microvm', 'target');
+    await succeeds(process.execPath, ['build.mjs'], { cwd, env: { ...process.env, CARGO_TARGET_DIR } });
+    await succeeds(bin('tsc'), ['-b'], { cwd });
+  });
+  const name = 'the microvm moves a guest with the package from its tarball';
+  const demo = join('dist', 'microvm', 'demo', 'main.js');
+  const result = await run('node', [demo, '--json', '--kind', 'vf', '--memory', '64'], { cwd, env, echo: 'hide' });
+  if (result.code === UNAVAILABLE) {
+    checks.skip(name, result.stderr.trim().split('\n').at(-1) ?? 'no microvm can run here');
+    return;
+  }
+  await checks.check(name, () => {
+    must(result.code === 0, `exit code ${result.code}\n${result.stdout}${result.stderr}`);
+    for (const line of jsonLines(result.stdout)) mustBeGood(line);
+  });
+}
+
 try {
   /** @type {{ main: string, platform: string } | undefined} */
   let tarballs;
@@ -80,6 +134,7 @@ try {
       const { stdout } = await succeeds(join(user, 'node_modules', '.bin', 'towline'), ['--version'], options);
       must(stdout.trim() === manifest.version, `it says ${stdout.trim()}`);
     });
+    await microvm(main, platform, env);
   }
 } finally {
   rmSync(folder, { recursive: true, force: true });

@@ -42,6 +42,7 @@ _Static_assert(sizeof(struct command_entry) == 64 && sizeof(struct completion) =
 /* A command in flight, or room for one. */
 struct slot {
     bool used;
+    bool telemetry; /* a read into TELEMETRY_GPA */
     uint8_t opcode;
     uint16_t cid;
     uint16_t units;
@@ -73,6 +74,7 @@ struct vcpu {
     uint64_t io_budget;
     uint64_t last_look;
     uint32_t looks;
+    uint64_t last_telemetry, last_written;
 
     uint64_t page, pages; /* position in its share of the working set, and how large that is */
     uint64_t pass;

@@ -9,6 +9,7 @@
 /* So many looks in a row that find a completion without an interrupt: one was lost. A pause makes no look. */
 #define LOOKS_UNTIL_LOST 3
 #define BATCH 16
+#define TELEMETRY_EVERY_US 2000
 
 static uint64_t random(struct vcpu *vcpu) {
     /* xorshift64* */
@@ -111,6 +112,29 @@ static void submit(struct vcpu *vcpu, struct slot *slot) {
     nvme_submit(&vcpu->queue, &command);
 }
 
+/*
+ * A page that only the device writes, as it does with logs that a host has asked for: whoever forgets the device's writes loses it. The data is the unit
+ * that was written last, so that it is never the same for long.
+ */
+static void telemetry(struct vcpu *vcpu) {
+    struct slot *slot = free_slot(vcpu);
+    do vcpu->next_cid++;
+    while (cid_in_use(vcpu, vcpu->next_cid));
+    *slot = (struct slot){.used = true, .telemetry = true, .opcode = OP_READ, .cid = vcpu->next_cid};
+    vcpu->status->in_flight = ++vcpu->in_flight;
+    const uint64_t lba = vcpu->last_written * nvme_blocks_per_unit();
+    const struct command_entry command = {
+        .opcode = OP_READ,
+        .cid = slot->cid,
+        .nsid = PARAMETERS->nsid,
+        .prp1 = TELEMETRY_GPA,
+        .dw10 = (uint32_t)lba,
+        .dw11 = (uint32_t)(lba >> 32),
+        .dw12 = nvme_blocks_per_unit() - 1,
+    };
+    nvme_submit(&vcpu->queue, &command);
+}
+
 static void wrote(struct vcpu *vcpu, const struct slot *slot) {
     struct record *record = record_new(vcpu, RECORD_WRITE);
     record->seq = record->found_seq = slot->seq;
@@ -120,6 +144,7 @@ static void wrote(struct vcpu *vcpu, const struct slot *slot) {
     record->cid = slot->cid;
     for (uint32_t n = 0; n < slot->units; n++)
         *expected_of(slot->unit + n) = (struct expected){.seq = slot->seq, .epoch = slot->epoch};
+    vcpu->last_written = slot->unit;
     vcpu->status->writes++;
 }
 
@@ -171,7 +196,9 @@ static void completed(struct vcpu *vcpu, const struct completion *completion) {
         return;
     }
     vcpu->status->in_flight = --vcpu->in_flight;
-    if (status & 0x7ff) {
+    if (slot->telemetry) {
+        if (status & 0x7ff) vcpu->status->errors++;
+    } else if (status & 0x7ff) {
         failed(vcpu, slot, status);
     } else if (slot->opcode == OP_WRITE) {
         wrote(vcpu, slot);
@@ -183,7 +210,7 @@ static void completed(struct vcpu *vcpu, const struct completion *completion) {
         record->cid = slot->cid;
         vcpu->status->flushes++;
     }
-    slot->used = false;
+    slot->used = slot->telemetry = false;
     slot->rested = STATUS(0)->next_seq;
 }
 
@@ -230,7 +257,13 @@ bool io_run(struct vcpu *vcpu, uint64_t now, uint64_t elapsed, bool draining) {
         vcpu->io_budget -= second;
         submitted++;
     }
-    if (submitted == 0) return false;
+    const bool is_due = vcpu->id == 0 && now - vcpu->last_telemetry >= ticks_of_us(TELEMETRY_EVERY_US);
+    if (is_due && vcpu->in_flight < PARAMETERS->queue_depth) {
+        vcpu->last_telemetry = now;
+        telemetry(vcpu);
+    } else if (submitted == 0) {
+        return false;
+    }
     nvme_ring(&vcpu->queue);
     vcpu->status->doorbells++;
     return submitted == BATCH;

@@ -17,6 +17,7 @@
 #define GDT_GPA 0x50000ull /* descriptors, written by the VMM */
 #define TSS_GPA(vcpu) (GDT_GPA + 0x100 + (vcpu)*0x80) /* task state segments, written by the VMM */
 #define IDT_GPA 0x51000ull /* interrupt gates, written by this program */
+#define TELEMETRY_GPA 0x52000ull /* written by the device alone, all the time, and read by nobody */
 #define KERNEL_STACK_TOP_GPA(vcpu) (0x58000ull + (vcpu)*0x4000) /* 16 KiB each */
 #define STACK_TOP_GPA(vcpu) (0x70000ull + (vcpu)*0x10000ull) /* 64 KiB each */
 #define IMAGE_GPA 0x100000ull /* this program, ends below ARENA_GPA */

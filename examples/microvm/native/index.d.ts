@@ -18,6 +18,8 @@ export const LAYOUT: {
   readonly parameters: 0x1000;
   /** What the guest tells: counters, heartbeats. In RAM, written by the guest alone. */
   readonly status: 0x2000;
+  /** A page that the device writes all the time, nobody else writes, and nobody reads. In RAM. */
+  readonly telemetry: 0x5_2000;
   /** Commands and rates. A page of the VMM, **not** RAM: it lies in the hole and does not migrate; its content is the section `control`. */
   readonly control: 0xd020_0000;
   /** BAR 0 of the device: registers and doorbells. No memory slot: accesses exit. */

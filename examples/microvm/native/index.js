@@ -28,6 +28,7 @@ export const RECORD_BYTES = 64;
 export const LAYOUT = Object.freeze({
   parameters: 0x1000,
   status: 0x2000,
+  telemetry: 0x5_2000,
   control: 0xd020_0000,
   bar0: 0xd000_0000,
   bar4: 0xd010_0000,

@@ -1,0 +1,123 @@
+/** The destination's part of a move, in each mode, and what may be broken about it on purpose. */
+import { createServer, type AddressInfo, type Socket } from 'node:net';
+import type { ControlledFunction, GuestMemory, Journal, Sections } from 'towline';
+import { Connection } from '../src/connection.js';
+import type { Machine } from '../src/machine.js';
+import { restoreVcpus } from '../src/sections.js';
+import { sessionIn } from '../src/session-in.js';
+import { takeIn } from '../src/take-in.js';
+import { takeOver } from '../src/take-over.js';
+import type { Arrival, HostRequest } from './protocol.js';
+
+/** A machine that waits for a guest to arrive. */
+export interface Waiting {
+  /** Where it waits, as `tcp://host:port`. */
+  address: string;
+  /** How it ended. */
+  arrival: Promise<Arrival>;
+}
+
+/** Long enough that the device has told of everything that was under way. */
+const EARLY_MS = 200;
+
+/** Makes the machine wait for a guest. */
+export async function arrive(
+  machine: Machine,
+  journal: Journal,
+  { mode, sabotage, interruption }: Extract<HostRequest, { do: 'receive' }>,
+): Promise<Waiting> {
+  const times: Arrival = {};
+  const run = () => {
+    times.ranAtNs = process.hrtime.bigint().toString();
+    machine.vm.run();
+  };
+  let late: Sections = {};
+  if (sabotage === 'early-irq') machine.vm.armInterrupts();
+  const hooks = {
+    fence: journal,
+    restoreSections: (sections: Sections) => {
+      if (interruption === 'refuse-sections') throw new Error('interrupted at the sections');
+      late = sections;
+      if (sabotage !== 'early-irq') restoreVcpus(machine.vm, sections);
+    },
+    resume: async () => {
+      if (sabotage === 'early-irq') {
+        await new Promise((resolve) => setTimeout(resolve, EARLY_MS));
+        machine.vm.restore(late);
+      }
+      run();
+    },
+  };
+  if (mode === 'session') {
+    const { address, socket } = await listen();
+    const session = socket.then((s) => {
+      const wire = new Connection(s, machine.memory);
+      return sessionIn(machine, wire, hooks).finally(() => wire.end());
+    });
+    return { address, arrival: ended(session, times) };
+  }
+  return new Promise((resolve, reject) => {
+    const migration = takeIn(machine, {
+      ...hooks,
+      from: 'tcp://127.0.0.1:0',
+      onListening: (address) => resolve({ address, arrival: ended(migration.result, times) }),
+    });
+    migration.result.catch(reject);
+  });
+}
+
+/** As {@link arrive}, with the memory of another process of this host. */
+export async function arriveHere(
+  fn: ControlledFunction,
+  journal: Journal,
+  path: string,
+  { interruption }: Extract<HostRequest, { do: 'receive' }>,
+  make: (memory: GuestMemory) => Promise<Machine>,
+): Promise<Waiting> {
+  const times: Arrival = {};
+  let machine: Machine | undefined;
+  return new Promise((resolve, reject) => {
+    const migration = takeOver(fn, {
+      from: `unix://${path}`,
+      fence: journal,
+      make: async (memory) => (machine = await make(memory)),
+      ...(interruption === 'refuse-sections'
+        ? {
+            restoreSections: () => {
+              throw new Error('interrupted at the sections');
+            },
+          }
+        : {}),
+      resume: () => {
+        times.ranAtNs = process.hrtime.bigint().toString();
+        machine?.vm.run();
+      },
+      onListening: (address) => resolve({ address, arrival: ended(migration.result, times) }),
+    });
+    migration.result.catch(reject);
+  });
+}
+
+/** How it ended; a refusal is an end as well. */
+function ended(result: Promise<unknown>, times: Arrival): Promise<Arrival> {
+  return result.then(
+    () => times,
+    (error: unknown) => ({ ...times, why: error instanceof Error ? error.message : String(error) }),
+  );
+}
+
+/** A port of its own, for one connection. */
+async function listen(): Promise<{ address: string; socket: Promise<Socket> }> {
+  const server = createServer({ noDelay: true });
+  const socket = new Promise<Socket>((resolve) => {
+    server.once('connection', (s) => {
+      server.close();
+      resolve(s);
+    });
+  });
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', reject);
+    server.listen(0, '127.0.0.1', resolve);
+  });
+  return { address: `tcp://127.0.0.1:${(server.address() as AddressInfo).port}`, socket };
+}

@@ -1,0 +1,88 @@
+import { must } from './checks.mjs';
+import { kinds } from './demo-report.mjs';
+
+export { kinds };
+
+/** What each sabotage of the microvm has to raise; the check of the demo has to see it, and nothing else. */
+export const caught = {
+  'skip-kvm-dirty': 'stalePages',
+  'skip-device-dirty': 'stalePages',
+  'stale-vcpu': 'vcpuErrors',
+  'two-owners': 'owners',
+  'early-irq': 'lostInterrupts',
+};
+
+/** @param {unknown} value */
+const isCount = (value) => Number.isSafeInteger(value) && Number(value) >= 0;
+/** @param {unknown} value */
+const isTime = (value) => typeof value === 'number' && Number.isFinite(value) && value >= 0;
+
+/**
+ * Every field that is promised is there, and sane.
+ * @param {Record<string, any>} line
+ */
+export function mustHaveShape(line) {
+  must(kinds.includes(line['kind']), `kind is ${line['kind']}`);
+  must(['migrate', 'session'].includes(line['mode']), `mode is ${line['mode']}`);
+  must(typeof line['verified'] === 'boolean', 'verified is no boolean');
+  must(['committed', 'rolled-back', 'in-doubt'].includes(line['outcome']), `outcome is ${line['outcome']}`);
+  for (const name of ['completed', 'lost', 'duplicated', 'corrupted']) must(isCount(line['io']?.[name]), `io.${name}`);
+  for (const name of ['memoryErrors', 'vcpuErrors', 'lostInterrupts', 'ioErrors'])
+    must(isCount(line['guest']?.[name]), `guest.${name}`);
+  for (const name of ['stalePages', 'owners', 'rounds', 'vcpus']) must(isCount(line[name]), name);
+  for (const name of ['downtimeMs', 'tenantPauseMs', 'guestPauseMs', 'heartbeatGapMs', 'totalMs'])
+    must(isTime(line[name]), name);
+  for (const name of ['memory', 'deviceState', 'wire']) must(isCount(line['bytes']?.[name]), `bytes.${name}`);
+  for (const name of ['kvm', 'device']) must(isCount(line['dirty']?.[name]), `dirty.${name}`);
+  must(['mmio', 'ioeventfd'].includes(line['doorbells']), `doorbells is ${line['doorbells']}`);
+  must(Array.isArray(line['phases']), 'phases');
+  for (const phase of line['phases']) must(typeof phase.name === 'string' && isTime(phase.ms), 'a phase');
+}
+
+/**
+ * The counters that say that something went wrong, by how much.
+ * @param {Record<string, any>} line
+ * @returns {Record<string, number>}
+ */
+const damage = (line) => ({
+  lost: line['io'].lost,
+  duplicated: line['io'].duplicated,
+  corrupted: line['io'].corrupted,
+  stalePages: line['stalePages'],
+  owners: Math.max(0, line['owners'] - 1),
+  ...line['guest'],
+});
+
+/**
+ * @param {Record<string, any>} line
+ * @param {{ mode?: string, vcpus?: number, doorbells?: string }} [wanted]
+ */
+export function mustBeGood(line, { mode = 'migrate', vcpus = 2, doorbells = 'ioeventfd' } = {}) {
+  mustHaveShape(line);
+  const where = line['kind'];
+  for (const [name, count] of Object.entries(damage(line))) must(count === 0, `${where}: ${name} is ${count}`);
+  must(line['verified'] === true, `${where} is not verified: ${line['why'] ?? ''}`);
+  must(line['outcome'] === 'committed', `${where}: outcome is ${line['outcome']}`);
+  must(line['io'].completed > 0, `${where}: the guest completed no I/O`);
+  must(line['owners'] === 1, `${where}: ${line['owners']} owners`);
+  must(line['mode'] === mode && line['vcpus'] === vcpus && line['doorbells'] === doorbells, `${where}: another run`);
+  must(line['bytes'].memory > 0 && line['rounds'] > 0, `${where}: nothing moved`);
+  must(line['bytes'].deviceState > 0, `${where}: no device state`);
+  must(line['dirty'].kvm > 0, `${where}: the vCPUs wrote nothing, by what KVM says`);
+  must(line['dirty'].device > 0, `${where}: the function wrote nothing, by what it says`);
+  must(line['guestPauseMs'] > 0 && line['heartbeatGapMs'] > 0, `${where}: nobody felt a pause`);
+}
+
+/**
+ * @param {Record<string, any>} line
+ * @param {string} counter the one that has to be raised, alone
+ */
+export function mustBeCaught(line, counter) {
+  mustHaveShape(line);
+  must(line['verified'] === false, `${line['kind']} is verified in spite of the sabotage`);
+  must(line['outcome'] === 'committed', `${line['kind']}: outcome is ${line['outcome']}`);
+  for (const [name, count] of Object.entries(damage(line))) {
+    if (name === counter) must(count > 0, `${line['kind']}: ${name} is not raised`);
+    else must(count === 0, `${line['kind']}: ${name} is ${count}`);
+  }
+}
