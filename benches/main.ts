@@ -3,16 +3,19 @@ import { migrate } from './migrate.js';
 import type { Result } from './result.js';
 import { sameHost } from './same-host.js';
 import { table } from './table.js';
+import { vm } from './vm.js';
 
 /** Each gives its results as they come. */
 const benches: Readonly<Record<string, ((options: readonly string[]) => AsyncIterable<Result>) | undefined>> = {
   migrate,
   'same-host': sameHost,
+  vm,
 };
 
 const usage = `usage: npm run bench -- BENCH [--json] [--smoke] [--guest-mib N] [--samples N] [GROUP…]
   migrate   a migration beside raw TCP of the same bytes; groups: passes, downtime, memory
   same-host how long a guest stands still when another process of this host takes it over, its memory passed or copied
+  vm        the microvm over a slow link, and its forecasts; --rate PERCENT, --link MIB; needs /dev/kvm
   --json    one object a case and line
   --smoke   only whether it runs: small and quick, the figures mean nothing
 `;
