@@ -32,16 +32,16 @@ export async function arrive(
     machine.vm.run();
   };
   let late: Sections = {};
-  if (sabotage === 'early-irq') machine.vm.armInterrupts();
   const hooks = {
     fence: journal,
     restoreSections: (sections: Sections) => {
       if (interruption === 'refuse-sections') throw new Error('interrupted at the sections');
       late = sections;
-      if (sabotage !== 'early-irq') restoreVcpus(machine.vm, sections);
+      restoreVcpus(machine.vm, sections);
     },
     resume: async () => {
       if (sabotage === 'early-irq') {
+        // Interrupts were armed already, and the function runs: what it raised meanwhile is overwritten here.
         await new Promise((resolve) => setTimeout(resolve, EARLY_MS));
         machine.vm.restore(late);
       }

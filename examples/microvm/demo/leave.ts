@@ -1,7 +1,7 @@
 /** The source's part of a move, in each mode, and what may be broken about it on purpose. */
 import { connect } from 'node:net';
 import { once } from 'node:events';
-import type { DirtySource, Journal, MemoryRange, MigrationReport } from 'towline';
+import type { DirtySource, Journal, MemoryRange, MigrationEvent, MigrationReport } from 'towline';
 import { Connection } from '../src/connection.js';
 import type { Machine } from '../src/machine.js';
 import { migrateAway } from '../src/migrate-away.js';
@@ -28,6 +28,8 @@ const TELEMETRY: MemoryRange = { gpa: BigInt(LAYOUT.telemetry), len: 4096n };
 /** Few enough that the last pass is short beside the rest of the downtime. */
 const FEW_PAGES = 512;
 const MOST_PASSES = 8;
+/** Where means are taken to converge, they are given time to help. */
+const MOST_PASSES_CONVERGING = 30;
 /** By then every write that was under way has ended. */
 const QUIET_MS = 100;
 
@@ -66,7 +68,7 @@ interface Hooks {
 }
 
 async function byMigrate(context: LeaveContext, hooks: Hooks): Promise<Move> {
-  const { machine, journal, request, event } = context;
+  const { machine, journal, scale, request, event } = context;
   const { sabotage } = request;
   const { refuse, ...shared } = hooks;
   const cancel = new AbortController();
@@ -80,8 +82,9 @@ async function byMigrate(context: LeaveContext, hooks: Hooks): Promise<Move> {
     policy: {
       // On a loaded machine a stop may cost more than that by itself; the demo shows what it was.
       maxDowntimeMs: 50,
-      maxRounds: MOST_PASSES,
+      maxRounds: scale.converge.length > 0 ? MOST_PASSES_CONVERGING : MOST_PASSES,
       onNoConvergence: 'stop',
+      converge: { means: scale.converge },
     },
     // A source that still runs needs something that it can run.
     release: sabotage !== 'two-owners',
@@ -95,13 +98,22 @@ async function byMigrate(context: LeaveContext, hooks: Hooks): Promise<Move> {
     if (e.type === 'phase' && e.phase === 'pre-copy' && request.interruption === 'cancel') cancel.abort();
     if (e.type === 'pages') event({ type: 'sending', pass: e.round, sentPages: e.sentPages, totalPages: e.totalPages });
     if (e.type === 'round') {
-      count(dirty, 'dirtyBySource' in e ? (e.dirtyBySource as DirtyPages) : {});
+      count(dirty, e.dirtyBySource);
       event({ type: 'pass', pass: e.round, pages: e.pages, ms: e.ms, dirtyPagesAfter: e.dirtyPagesAfter });
     }
     if (e.type === 'forecast' && e.frozen) event({ type: 'forecast', forecast: e.forecast });
-    if (e.type === 'converge' && e.action !== 'continue') event({ type: 'decision', action: e.action, why: e.why });
+    if (e.type === 'converge' && e.action !== 'continue') event({ type: 'decision', ...decision(e) });
   }
   return { ...moveOf(await reportOf(migration.result)), dirty };
+}
+
+/** What was decided, in words. */
+function decision(e: Extract<MigrationEvent, { type: 'converge' }>): { action: string; why: string } {
+  const { action, why } = e;
+  if (action === 'throttle') return { action: `vCPUs are throttled by ${e.percent} %`, why };
+  if (action !== 'rate-limit') return { action, why };
+  const limit = e.bytesPerSecond === null ? 'no limit' : `${(e.bytesPerSecond / (1 << 20)).toFixed(1)} MiB/s`;
+  return { action: `the function may move ${limit}`, why };
 }
 
 /** The report of a migration that was rolled back is beside its error. */
@@ -158,7 +170,7 @@ async function bySession(context: LeaveContext, hooks: Hooks): Promise<Move> {
       fewPages: FEW_PAGES,
       mostPasses: MOST_PASSES,
       onPass: (pass, pages, harvest) => {
-        count(dirty, 'dirtyBySource' in harvest ? (harvest.dirtyBySource as DirtyPages) : {});
+        count(dirty, harvest.dirtyBySource);
         if (pass === 1 && request.interruption === 'cancel') cancel.abort();
         event({ type: 'pass', pass, pages, ms: performance.now() - started, dirtyPagesAfter: pages });
       },

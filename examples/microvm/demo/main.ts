@@ -21,6 +21,7 @@ const USAGE = `usage: npm run demo:vm -- [OPTION…]
   --vcpus N           1, 2; default: 2
   --link MIB          what the link carries, in MiB a second; default: what the machine can
   --dirty-rate PERCENT of its memory that the guest writes a second, 0 to 100, one page after the other
+  --converge MEANS    throttle, device-limit: what may be done so that it converges; default: nothing
   --rounds N          moves it back and forth so many times, broken off in every third
   --sabotage NAME     breaks it on purpose: ${SABOTAGES.join(', ')}
 `;
@@ -44,6 +45,7 @@ function args() {
         vcpus: { type: 'string', default: '2' },
         memory: text,
         link: text,
+        converge: { type: 'string', multiple: true },
         'dirty-rate': text,
         rounds: text,
         sabotage: text,
@@ -107,6 +109,7 @@ const scale: Scale = {
   },
   dirtyRingEntries: oneOf('kind of dirty tracking', values.dirty, ['log', 'ring']) === 'ring' ? 4096 : 0,
   doorbells: oneOf('kind of doorbells', values.doorbells, ['mmio', 'ioeventfd']),
+  converge: (values.converge ?? []).map((m) => oneOf('means', m, ['throttle', 'device-limit'])),
   ...(values.link === undefined ? {} : { linkBytesPerSecond: count('link', values.link, 1, 1 << 20) * (1 << 20) }),
 };
 

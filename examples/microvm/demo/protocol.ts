@@ -1,5 +1,5 @@
 /** What the demo's processes say to each other over Node's own IPC: plain JSON. */
-import type { Forecast, FunctionKind, MigrationReport } from 'towline';
+import type { Forecast, FunctionKind, Means, MigrationReport } from 'towline';
 import type { Load } from '#native';
 import type { Interruption } from './interruption.js';
 import type { Sabotage } from './sabotage.js';
@@ -28,6 +28,8 @@ export interface Scale {
   doorbells: 'mmio' | 'ioeventfd';
   /** What the link between the hosts carries; missing: what the machine can. */
   linkBytesPerSecond?: number;
+  /** What may be done so that it converges, in this order. */
+  converge: readonly Means[];
 }
 
 export interface NamespaceFile {

@@ -65,8 +65,9 @@ export async function runRounds(
       ...(interruption === undefined ? {} : { interruption }),
     });
   }
+  const { heartbeatGapMs } = await here.call<GuestReport>({ do: 'guest' });
   await here.call({ do: 'drain' });
-  const guest = await here.call<GuestReport>({ do: 'guest' });
+  const guest = { ...(await here.call<GuestReport>({ do: 'guest' })), heartbeatGapMs };
   await Promise.all(stage.hosts.map((host) => host.call({ do: 'close' })));
   const finding = await stage.witness.finish();
   if (end.move === undefined) throw new Error('no round was asked for');

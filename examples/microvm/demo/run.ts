@@ -35,8 +35,10 @@ export async function runKind(
   // By now the destination's guest runs: who comes after it is the one too many.
   if (sabotage === 'two-owners') await source.call({ do: 'haunt' });
   await sleep(scale.runMs);
+  // A drain makes the guest forget its largest gap.
+  const { heartbeatGapMs } = await owner.call<GuestReport>({ do: 'guest' });
   await owner.call({ do: 'drain' });
-  const guest = await owner.call<GuestReport>({ do: 'guest' });
+  const guest = { ...(await owner.call<GuestReport>({ do: 'guest' })), heartbeatGapMs };
   // The source's last words too: whatever still ran there is in its log by then.
   await Promise.all([source.call({ do: 'close' }), destination.call({ do: 'close' })]);
   const finding = await stage.witness.finish();

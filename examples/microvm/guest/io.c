@@ -7,7 +7,7 @@
 #define FLUSH_ONE_IN 64
 #define LOOK_EVERY_US 25000
 /* So many looks in a row that find a completion without an interrupt: one was lost. A pause makes no look. */
-#define LOOKS_UNTIL_LOST 3
+#define LOOKS_UNTIL_LOST 20
 #define BATCH 16
 #define TELEMETRY_EVERY_US 2000
 

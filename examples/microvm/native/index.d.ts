@@ -171,7 +171,7 @@ export interface GuestCounters {
   tscErrors: bigint;
   /** Interrupts of the device. */
   interrupts: bigint;
-  /** Completions that were there for 50 ms (by the guest's TSC) without an interrupt, and were found by looking: interrupts that were lost. */
+  /** Completions that were there for half a second (20 looks of the guest) without an interrupt, and were found by looking: interrupts that were lost. */
   lostInterrupts: bigint;
   pagesWritten: bigint;
   doorbells: bigint;

@@ -23,6 +23,7 @@ export function migrateAway({ vm, fn, memory, vcpuDirty }: Machine, options: Awa
     sections: vcpuSections(vm),
     pause: () => vm.pause(),
     resume: () => vm.run(),
+    throttle: (percent) => vm.setThrottle(percent),
     ...options,
   });
 }
