@@ -1,5 +1,5 @@
 // The command `towline`, many times in one process, which `host.ts` starts and tells what to run: starting Node takes an emulated machine
-// longer than most commands do. Each answer says what of devices and guest memory was open when the command had ended.
+// longer than most commands do. Each answer says what of devices was open when the command had ended.
 import { fileURLToPath } from 'node:url';
 
 import { devicesOpenIn } from './descriptors.js';

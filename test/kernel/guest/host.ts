@@ -32,7 +32,7 @@ export const towlineAlone = (...args: string[]): Promise<Ended> => run(process.e
 let commands: ChildProcess | undefined;
 let last = 0;
 
-/** The command, in a process that runs all of them. Throws where it leaves devices or guest memory open. */
+/** The command, in a process that runs all of them. Throws where it leaves devices open. */
 export async function towline(...args: string[]): Promise<Ended> {
   commands ??= fork(fileURLToPath(new URL('commands.js', import.meta.url)), {
     env,
