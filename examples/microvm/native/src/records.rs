@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
@@ -19,6 +19,11 @@ pub enum Kind {
     Drained = 7,
 }
 
+/// `PIPE_BUF` of Linux.
+const PIPE_BUF: usize = 4096;
+/// How often a write that waits looks whether it still has to.
+const LOOK_MS: i32 = 20;
+
 const HOST_TAG: usize = 1;
 const EPOCH: usize = 4;
 const TIME: usize = 40;
@@ -31,6 +36,8 @@ pub struct RecordLog {
     host_tag: u8,
     epoch: AtomicU32,
     written: AtomicU64,
+    /// Nobody waits for a reader any more.
+    closing: AtomicBool,
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds.
@@ -60,7 +67,13 @@ impl RecordLog {
                 Some(Mutex::new(file))
             }
         };
-        Ok(Self { file, host_tag, epoch: AtomicU32::new(0), written: AtomicU64::new(0) })
+        Ok(Self {
+            file,
+            host_tag,
+            epoch: AtomicU32::new(0),
+            written: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
+        })
     }
 
     pub fn set_epoch(&self, epoch: u32) {
@@ -104,24 +117,34 @@ impl RecordLog {
             put(record, TIME, time.to_le_bytes());
         }
         self.written.fetch_add(records.len() as u64, Ordering::Relaxed);
-        write_all(&mut file, bytes).map_err(Error::system("writing the log"))
+        self.write_all(&mut file, bytes).map_err(Error::system("writing the log"))
     }
-}
 
-/// Also where the descriptor is one that does not block: no record is dropped.
-fn write_all(file: &mut File, mut bytes: &[u8]) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        match file.write(bytes) {
-            Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-                // SAFETY: one pollfd of this frame.
-                unsafe { libc::poll(&raw mut poll, 1, 100) };
-            }
-            Err(e) => return Err(e),
-        }
+    /// Has a write that waits for its reader fail, and those to come.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::SeqCst);
     }
-    Ok(())
+
+    /// Waits for room first, so that whoever closes is noticed; no record is dropped before that.
+    fn write_all(&self, file: &mut File, mut bytes: &[u8]) -> std::io::Result<()> {
+        while !bytes.is_empty() {
+            let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+            // SAFETY: one pollfd of this frame.
+            if unsafe { libc::poll(&raw mut poll, 1, LOOK_MS) } <= 0 {
+                if self.closing.load(Ordering::SeqCst) {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+                continue;
+            }
+            // A pipe that has room takes so much without waiting.
+            let piece = bytes.get(..PIPE_BUF.min(bytes.len())).unwrap_or_default();
+            match file.write(piece) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
 }

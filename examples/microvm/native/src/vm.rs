@@ -470,6 +470,8 @@ impl Vm {
             state.phase = Phase::Closed;
             state.doorbells.take()
         };
+        // A vCPU that waits for the log's reader is let go, too, and with it a pause that waits for the vCPU.
+        self.bus.log.close();
         let _turn = lock(&self.turn);
         self.throttle.close();
         // A vCPU that waits for the device is let go.
