@@ -1,9 +1,14 @@
 import { randomUUID } from 'node:crypto';
-import { existsSync } from 'node:fs';
+import { closeSync, existsSync } from 'node:fs';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import type { TowlineError } from '#towline/errors.js';
-import type { ControlledFunction, ExposureState, MigratableFunction } from '#towline/function/types.js';
+import type {
+  ControlledFunction,
+  ExposureHandover,
+  ExposureState,
+  MigratableFunction,
+} from '#towline/function/types.js';
 import { embedded } from '#towline/rehearsal/index.js';
 import { NvmeGuest } from '../support/nvme-guest.js';
 import { Pair } from '../support/pair.js';
@@ -188,4 +193,68 @@ test('a section is taken of a function that has stopped, and put into one that h
   const section = await state.save();
   await t.throwsAsync((to.exposureState as ExposureState).restore(section), { code: 'ERR_TOWLINE_STATE' });
   await from.channel().setState('running');
+});
+
+/** The whole device state of a stopped function. */
+async function deviceState(fn: ControlledFunction): Promise<Uint8Array> {
+  const channel = fn.channel();
+  await channel.setState('stop-copy');
+  const parts: Uint8Array[] = [];
+  for (;;) {
+    const read = await channel.read(1 << 16);
+    if (read.kind !== 'bytes') break;
+    parts.push(read.bytes);
+  }
+  await channel.setState('stop');
+  return Buffer.concat(parts);
+}
+
+test('a live connection goes to another holder and back, and its guest notices no more than a pause', async (t) => {
+  const { pair, from, to, sockets } = await place(t, { to: false });
+  await t.throwsAsync(to.detachExposure?.() ?? Promise.resolve(), { code: 'ERR_TOWLINE_EXPOSURE' });
+  const client = await VfioUserClient.connect(sockets.from, pair.memory.source);
+  const guest = new NvmeGuest(client, pair.memory.source);
+  await guest.boot();
+  const set = await config(client);
+  guest.run();
+  await t.throwsAsync(from.detachExposure?.() ?? Promise.resolve(), { code: 'ERR_TOWLINE_STATE' });
+  let [here, there] = [from, to];
+  for (let round = 0; round < 4; round++) {
+    await guest.work(50);
+    await here.channel().setState('stop');
+    const handover = (await here.detachExposure?.()) as ExposureHandover;
+    const section = await (here.exposureState as ExposureState).save();
+    const state = await deviceState(here);
+    const damaged = Uint8Array.from(handover.bytes);
+    damaged[9] = (damaged[9] ?? 0) ^ 1;
+    const wrong = { fds: handover.fds, bytes: damaged };
+    await t.throwsAsync(there.expose('vfio-user', { handover: wrong }), { code: 'ERR_TOWLINE_BAD_STATE' });
+    t.is(there.exposure, 'none');
+    if (round === 1) {
+      // Nobody takes it over: it goes on where it was.
+      for (const fd of handover.fds) closeSync(fd);
+      await here.channel().setState('running');
+      await here.resumeExposure?.();
+      continue;
+    }
+    await there.expose('vfio-user', { handover });
+    for (const fd of handover.fds) closeSync(fd);
+    await there.channel().setState('resuming');
+    await there.channel().write(state);
+    await there.channel().setState('stop');
+    await (there.exposureState as ExposureState).restore(section);
+    await there.channel().setState('running');
+    await there.resumeExposure?.();
+    await here.surrenderExposure?.();
+    t.is(here.exposure, 'none');
+    [here, there] = [there, here];
+  }
+  await guest.work(50);
+  await guest.drain();
+  t.deepEqual(guest.faults, []);
+  t.deepEqual(await config(client), set);
+  t.true(existsSync(sockets.from));
+  await here.expose('none');
+  await client.gone;
+  t.false(existsSync(sockets.from));
 });

@@ -14,6 +14,7 @@ import { checkUuid } from './spec.js';
 import type {
   ControlledFunction,
   ExposeOptions,
+  ExposureHandover,
   ExposureName,
   FunctionConfig,
   FunctionDescriptor,
@@ -22,6 +23,7 @@ import type {
   FunctionSpec,
   LifecycleState,
   Reason,
+  Visibility,
 } from './types.js';
 
 /** Base class of controlled functions. The driver's controlling function does the work and tells it by {@link BaseFunction.advance}. */
@@ -154,6 +156,32 @@ export abstract class BaseFunction implements ControlledFunction {
     const { cannotRateLimit, rateLimit } = this.#controlling;
     if (cannotRateLimit !== undefined) return this.#controlling.cannotRateLimit?.(this);
     return rateLimit === undefined ? this.#noRateLimit() : undefined;
+  }
+
+  async detachExposure(): Promise<ExposureHandover> {
+    return this.#transferable().detach();
+  }
+
+  async resumeExposure(): Promise<void> {
+    await this.#transferable().resume();
+  }
+
+  async surrenderExposure(): Promise<void> {
+    await this.#transferable().surrender();
+    // Nothing of it is left that could be hidden.
+    await this.expose('none');
+  }
+
+  #transferable(): Required<Pick<Visibility, 'detach' | 'resume' | 'surrender'>> {
+    const { visibility }: ControlledFunction = this;
+    const how = visibility?.[this.#exposure];
+    const { detach, resume, surrender } = typeof how === 'object' ? how : ({} as Partial<Visibility>);
+    if (detach === undefined || resume === undefined || surrender === undefined) {
+      throw new TowlineError('ERR_TOWLINE_EXPOSURE', `exposure ${this.#exposure} can't be passed to another process`, {
+        function: this.uuid,
+      });
+    }
+    return { detach, resume, surrender };
   }
 
   migrate(options: MigrateOptions): Migration {

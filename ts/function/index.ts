@@ -14,6 +14,7 @@ export {
   functionKinds,
   type ControlledFunction,
   type ExposeOptions,
+  type ExposureHandover,
   type ExposureState,
   type ExposureName,
   type Fact,

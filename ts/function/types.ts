@@ -208,12 +208,26 @@ export interface FunctionLocation {
   readonly address: string;
 }
 
+/**
+ * An exposure on its way to another process of this host: its live connection. The descriptors (sockets, guest memory, eventfds) are passed in this
+ * order, by `SCM_RIGHTS` say, and closed by whoever got this object; `bytes` say what they are.
+ */
+export interface ExposureHandover {
+  readonly fds: readonly number[];
+  readonly bytes: Uint8Array;
+}
+
 /** Options of making a function visible. */
 export interface ExposeOptions extends WaitOptions {
   /** Path of the UNIX socket that `vfio-user` serves on; nothing may be there. */
   socketPath?: string | undefined;
   /** Stands before BAR 0 on a `vfio-user` socket; its BAR has to be as long as the function's, 8 KiB but for a controlling PF. */
   filter?: BarFilter | undefined;
+  /**
+   * Takes a `vfio-user` socket and its client over from another process, in place of making one. The client is not served yet: its function's
+   * state is loaded and what the exposure keeps restored, then {@link ControlledFunction.resumeExposure}. The descriptors are duplicated.
+   */
+  handover?: ExposureHandover | undefined;
 }
 
 /** How one exposure shows and hides one function. The driver that made the function knows. */
@@ -222,6 +236,12 @@ export interface Visibility {
   show(options?: ExposeOptions): Promise<void>;
   /** Hides it again. Idempotent. */
   hide(options?: WaitOptions): Promise<void>;
+  /** See {@link ControlledFunction.detachExposure}. Left out where the exposure can't be passed on. */
+  detach?(): Promise<ExposureHandover>;
+  /** See {@link ControlledFunction.resumeExposure}. */
+  resume?(): Promise<void>;
+  /** See {@link ControlledFunction.surrenderExposure}. */
+  surrender?(): Promise<void>;
 }
 
 /** A controlled function, from the moment it is provisioned until it is released. */
@@ -240,6 +260,17 @@ export interface ControlledFunction extends MigratableFunction {
   configure(config: FunctionConfig, options?: WaitOptions): Promise<void>;
   /** Makes it visible, or hides it again by `none`. */
   expose(exposure: ExposureName, options?: ExposeOptions): Promise<void>;
+  /**
+   * Makes the exposure ready to be passed to another process of this host: nothing is read from its client any more, what the client sends waits.
+   * The function has stopped, and its {@link ExposureState.save} comes after this. Whatever fails leaves the client served here.
+   * @throws TowlineError `ERR_TOWLINE_EXPOSURE` where it can't be passed on, `ERR_TOWLINE_STATE` for a function that runs, `ERR_TOWLINE_BUSY` for a
+   * client in the middle of a message.
+   */
+  detachExposure?(): Promise<ExposureHandover>;
+  /** Serves the client again after {@link ControlledFunction.detachExposure}; or from now on after `expose` with a `handover`. */
+  resumeExposure?(): Promise<void>;
+  /** The other process serves the client: here the function is visible no more. */
+  surrenderExposure?(): Promise<void>;
   /** Migrates it, and the guest memory in `options`, to where `options.to` says. As `migrate(fn, options)`. */
   migrate(options: MigrateOptions): Migration;
   /** Gives it back to the controlling function. Idempotent. */

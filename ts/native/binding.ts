@@ -227,6 +227,13 @@ export interface NativeSubsystem {
    * Serves a controller on a vfio-user socket. The controlling one too, whose own admin queue the guest then has: admin() ends.
    */
   exposeVfioUser(cntlid: number, path: string, options: NativeVfioUserOptions): Promise<NativeVfioUserServer>;
+  /** Takes over what `detach` of another process's server gave; the descriptors are duplicated. Nothing is read before `resume`. */
+  adoptVfioUser(
+    cntlid: number,
+    fds: readonly number[],
+    bytes: Uint8Array,
+    options: NativeVfioUserOptions,
+  ): Promise<NativeVfioUserServer>;
   close(): Promise<void>;
 }
 

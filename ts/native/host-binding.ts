@@ -196,6 +196,12 @@ export interface NativeVfioUserOptions {
   mapShrinkable?: boolean;
 }
 
+/** A vfio-user server on its way to another process. */
+export interface NativeHandover {
+  fds: number[];
+  bytes: Uint8Array;
+}
+
 /** A vfio-user socket that serves one function. */
 export interface NativeVfioUserServer {
   /** {path, connected, clients, dmaRegions, messageRegions, interrupts, messages, lastError} */
@@ -210,6 +216,12 @@ export interface NativeVfioUserServer {
   restoreSection(section: Uint8Array): Promise<void>;
   /** Undoes `restoreSection`. */
   forgetSection(): Promise<void>;
+  /** Stops reading, for another process to go on. The descriptors are the caller's to close. The function has stopped, its section was not taken yet. */
+  detach(): Promise<NativeHandover>;
+  /** Goes on after `detach`, or begins after `adoptVfioUser`. */
+  resume(): Promise<void>;
+  /** Another process has it: nothing of it is left here. */
+  surrender(): Promise<void>;
   /** Takes the socket away, ends the client's connection, drains. Idempotent. */
   close(): Promise<void>;
 }

@@ -36,7 +36,7 @@ struct Options {
 }
 
 /// A descriptor of the caller's, duplicated.
-fn duplicate(fd: i32, what: &str) -> Result<OwnedFd, Fault> {
+pub fn duplicate(fd: i32, what: &str) -> Result<OwnedFd, Fault> {
     if fd < 0 {
         return Err(Fault::argument(format!("{what} is {fd}; it is no descriptor")));
     }

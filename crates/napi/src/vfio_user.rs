@@ -1,5 +1,6 @@
 //! Controllers of the embedded subsystem on vfio-user sockets, as objects of JavaScript.
 
+use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 
@@ -8,14 +9,18 @@ use napi::bindgen_prelude::{Object, Uint8Array};
 use napi_derive::napi;
 use serde_json::json;
 use towline_core::bar::Filter;
-use towline_nvme::model::CONTROLLING_CNTLID;
+use towline_nvme::model::{CONTROLLING_CNTLID, Subsystem};
 use towline_vfio_user::nvme::{NvmeFunction, NvmeFunctionError, NvmeFunctionOptions};
-use towline_vfio_user::{SectionError, ServerError, ServerOptions, VfioUserListener, VfioUserServer};
+use towline_vfio_user::{
+    Handover, HandoverError, MAX_HANDOVER_BYTES, MAX_HANDOVER_FDS, SectionError, ServerError, ServerOptions,
+    VfioUserListener, VfioUserServer,
+};
 
 use crate::fault::Fault;
 use crate::memory::GuestMemory;
 use crate::promise::run;
 use crate::subsystem::{NativeSubsystem, SharedInner, WHAT, cntlid_of};
+use crate::vfio::duplicate;
 
 impl From<ServerError> for Fault {
     fn from(e: ServerError) -> Self {
@@ -55,12 +60,60 @@ impl From<SectionError> for Fault {
     }
 }
 
+impl From<HandoverError> for Fault {
+    fn from(e: HandoverError) -> Self {
+        let errno = match &e {
+            HandoverError::System { source, .. } => source.raw_os_error(),
+            _ => None,
+        };
+        let code = match &e {
+            HandoverError::Closed => "ERR_TOWLINE_CLOSED",
+            HandoverError::NotStopped(_) => "ERR_TOWLINE_STATE",
+            HandoverError::Busy(_) => "ERR_TOWLINE_BUSY",
+            HandoverError::Format(_) | HandoverError::Mismatch(_) => "ERR_TOWLINE_BAD_STATE",
+            HandoverError::System { .. } => "ERR_TOWLINE_SYSTEM",
+            _ => "ERR_TOWLINE_INTERNAL",
+        };
+        Self { errno, ..Self::new(code, e.to_string()) }
+    }
+}
+
+/// A server on its way to another process; the descriptors are JavaScript's from here on.
+#[napi(object)]
+pub struct NativeHandover {
+    pub fds: Vec<i32>,
+    pub bytes: Uint8Array,
+}
+
 /// See `NativeVfioUserOptions` in `ts/native/host-binding.ts`.
 #[napi(object)]
 pub struct NativeVfioUserOptions {
     pub filter: Option<Uint8Array>,
     pub map_doorbells: Option<bool>,
     pub map_shrinkable: Option<bool>,
+}
+
+impl NativeVfioUserOptions {
+    fn split(&self) -> Result<(NvmeFunctionOptions, ServerOptions), Fault> {
+        let filter = match &self.filter {
+            Some(bytes) => Some(Arc::new(Filter::from_bytes(bytes).map_err(|e| Fault::argument(e.to_string()))?)),
+            None => None,
+        };
+        let function = NvmeFunctionOptions { filter, map_doorbells: self.map_doorbells.unwrap_or(false) };
+        let allow_shrinkable = self.map_shrinkable.unwrap_or(false);
+        Ok((function, ServerOptions { allow_shrinkable, ..ServerOptions::default() }))
+    }
+}
+
+/// Marks a controller as about to be exposed: from here on nobody else may have it.
+fn take(inner: &SharedInner, cntlid: u16) -> Result<Arc<Subsystem>, Fault> {
+    let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
+    let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
+    if let Some(fault) = open.taken(cntlid) {
+        return Err(fault);
+    }
+    open.exposed.insert(cntlid, None);
+    Ok(open.subsystem.clone())
 }
 
 /// A controller that is, or is about to be, on a socket.
@@ -99,25 +152,10 @@ impl NativeSubsystem {
         options: NativeVfioUserOptions,
     ) -> napi::Result<Object<'e>> {
         let cntlid = cntlid_of(cntlid)?;
-        let filter = match &options.filter {
-            Some(bytes) => Some(Arc::new(Filter::from_bytes(bytes).map_err(|e| Fault::argument(e.to_string()))?)),
-            None => None,
-        };
-        let function_options = NvmeFunctionOptions { filter, map_doorbells: options.map_doorbells.unwrap_or(false) };
-        let server_options =
-            ServerOptions { allow_shrinkable: options.map_shrinkable.unwrap_or(false), ..ServerOptions::default() };
+        let (function_options, server_options) = options.split()?;
         let inner = self.shared();
         run(env, "vfio-user", move || {
-            let subsystem = {
-                let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
-                let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
-                if let Some(fault) = open.taken(cntlid) {
-                    return Err(fault);
-                }
-                // From here on nobody else may have it.
-                open.exposed.insert(cntlid, None);
-                open.subsystem.clone()
-            };
+            let subsystem = take(&inner, cntlid)?;
             let start = || -> Result<Arc<VfioUserServer>, Fault> {
                 // Everything that can be refused, before anything is taken: the reset of the controlling function takes every other down.
                 NvmeFunction::check(&subsystem, cntlid, &function_options)?;
@@ -145,7 +183,73 @@ impl NativeSubsystem {
 }
 
 #[napi]
+impl NativeSubsystem {
+    #[napi]
+    pub fn adopt_vfio_user<'e>(
+        &self,
+        env: &'e Env,
+        cntlid: u32,
+        fds: Vec<i32>,
+        bytes: Uint8Array,
+        options: NativeVfioUserOptions,
+    ) -> napi::Result<Object<'e>> {
+        let cntlid = cntlid_of(cntlid)?;
+        if cntlid == CONTROLLING_CNTLID {
+            let message = "a controlling function is not handed over: it is never migrated";
+            return Err(Fault::new("ERR_TOWLINE_UNSUPPORTED", message).into());
+        }
+        if fds.len() > MAX_HANDOVER_FDS || bytes.len() > MAX_HANDOVER_BYTES {
+            let message = format!("a hand-over of {} descriptors and {} bytes", fds.len(), bytes.len());
+            return Err(Fault::new("ERR_TOWLINE_LIMIT", message).into());
+        }
+        let fds = fds.into_iter().map(|fd| duplicate(fd, "a descriptor")).collect::<Result<Vec<_>, _>>()?;
+        let handover = Handover { fds, bytes: bytes.to_vec() };
+        let (function_options, server_options) = options.split()?;
+        let inner = self.shared();
+        run(env, "vfio-user-adopt", move || {
+            let subsystem = take(&inner, cntlid)?;
+            let start = || -> Result<Arc<VfioUserServer>, Fault> {
+                let function = NvmeFunction::new(&subsystem, cntlid, &function_options)?;
+                let server = Arc::new(VfioUserServer::adopt(handover, Arc::new(function), server_options)?);
+                let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
+                let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
+                open.exposed.insert(cntlid, Some(server.clone()));
+                Ok(server)
+            };
+            let server = start().inspect_err(|_| forget(&inner, cntlid, None))?;
+            Ok(NativeVfioUserServer { server, cntlid, inner })
+        })
+    }
+}
+
+#[napi]
 impl NativeVfioUserServer {
+    #[napi]
+    pub fn detach<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        let server = self.server.clone();
+        run(env, "vfio-user-detach", move || {
+            let Handover { fds, bytes } = server.detach()?;
+            let fds = fds.into_iter().map(IntoRawFd::into_raw_fd).collect();
+            Ok(NativeHandover { fds, bytes: Uint8Array::new(bytes) })
+        })
+    }
+
+    #[napi]
+    pub fn resume<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        let server = self.server.clone();
+        run(env, "vfio-user-resume", move || Ok(server.resume()?))
+    }
+
+    #[napi]
+    pub fn surrender<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
+        let (server, cntlid, inner) = (self.server.clone(), self.cntlid, self.inner.clone());
+        run(env, "vfio-user-surrender", move || {
+            server.surrender()?;
+            forget(&inner, cntlid, Some(&server));
+            Ok(())
+        })
+    }
+
     #[napi]
     pub fn status(&self) -> String {
         let status = self.server.status();

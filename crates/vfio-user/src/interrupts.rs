@@ -115,6 +115,16 @@ impl Interrupts {
         waiting.into_iter().for_each(|number| self.deliver(number));
     }
 
+    /// The eventfd of each vector.
+    pub(crate) fn share(&self) -> Vec<Option<Arc<OwnedFd>>> {
+        self.lock().vectors.iter().map(|vector| vector.trigger.clone()).collect()
+    }
+
+    /// Takes eventfds over from another process; they were checked.
+    pub(crate) fn adopt(&self, triggers: Vec<Option<Arc<OwnedFd>>>) {
+        self.lock().vectors.iter_mut().zip(triggers).for_each(|(vector, trigger)| vector.trigger = trigger);
+    }
+
     /// Takes every eventfd away.
     pub(crate) fn unwire(&self) {
         self.lock().vectors.iter_mut().for_each(|vector| vector.trigger = None);
@@ -136,6 +146,11 @@ impl Interrupts {
             }
             inner = self.ended.wait_timeout(inner, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Before [`Interrupts::watch`], also once more after [`Interrupts::end`].
+    pub(crate) fn begin(&self) {
+        self.lock().ended = false;
     }
 
     /// Ends [`Interrupts::watch`].

@@ -12,6 +12,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod control;
+mod handover;
 mod interrupts;
 mod memory;
 pub mod nvme;
@@ -22,6 +23,7 @@ mod section;
 mod server;
 mod socket;
 
+pub use handover::{Handover, HandoverError, MAX_HANDOVER_BYTES, MAX_HANDOVER_FDS};
 pub use interrupts::Interrupts;
 pub use memory::{ClientMemory, DmaError};
 pub use section::{ExposureSection, SectionError, SectionIdentity};

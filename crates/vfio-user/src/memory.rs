@@ -70,6 +70,13 @@ struct Range {
     writable: bool,
 }
 
+/// A range as another process gets it.
+pub(crate) struct SharedRange {
+    pub(crate) map: DmaMap,
+    /// Where it is mapped.
+    pub(crate) file: Option<OwnedFd>,
+}
+
 /// The guest memory of one client. Ranges come and go while the function does DMA: unmapping waits for what is under way.
 pub struct ClientMemory {
     mapped: Arc<MappedMemory>,
@@ -150,6 +157,22 @@ impl ClientMemory {
         };
         taken.iter().for_each(|range| self.finish(range));
         Ok(())
+    }
+
+    /// Every range, with a duplicate of its file's descriptor where it is mapped.
+    pub(crate) fn share(&self) -> Result<Vec<SharedRange>, MapError> {
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        // Both are ascending, and of what is mapped there is one for one.
+        let mut files = self.mapped.files()?.into_iter().peekable();
+        let mut share = |range: &Range| {
+            let flag = |has: bool, flag: u32| if has { flag } else { 0 };
+            let flags = flag(range.readable, dma_flags::READ) | flag(range.writable, dma_flags::WRITE);
+            let file = files.next_if(|file| range.mapped && file.gpa == range.gpa);
+            let offset = file.as_ref().map_or(0, |file| file.fd_offset);
+            let map = DmaMap { flags, offset, address: range.gpa, size: range.end - range.gpa };
+            SharedRange { map, file: file.map(|file| file.fd) }
+        };
+        Ok(ranges.iter().map(&mut share).collect())
     }
 
     /// Takes every range away.

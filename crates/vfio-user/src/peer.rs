@@ -10,7 +10,7 @@ use crate::socket::{Ended, Outbox};
 /// The most requests under way at once; one a thread that does DMA.
 const MAX_PENDING: usize = 64;
 /// The most requests that were given up and may still be answered. A client that leaves so many unanswered is cut off.
-const MAX_GIVEN_UP: usize = 256;
+pub(crate) const MAX_GIVEN_UP: usize = 256;
 /// Bytes of address and count before the data.
 const ADDRESS_BYTES: usize = 16;
 /// Where QEMU's client has the data in the body of a DMA message: its structure has a count of four bytes, and the compiler rounds its size
@@ -71,6 +71,24 @@ pub(crate) struct Peer {
     changed: Condvar,
     timeout: Duration,
     max_data: Mutex<usize>,
+}
+
+/// What was agreed with a client, and what is still owed, for whoever takes the connection over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Agreement {
+    /// It has said which version it speaks.
+    pub(crate) greeted: bool,
+    /// It lays DMA messages out as QEMU does, and whether that was seen.
+    pub(crate) short_layout: bool,
+    pub(crate) layout_seen: bool,
+    /// The last identifier of a request of ours.
+    pub(crate) last_id: u16,
+    /// The most data of one message, in bytes.
+    pub(crate) max_data: u32,
+    /// Requests of ours that may still be answered, though nobody waits.
+    pub(crate) given_up: Vec<u16>,
+    /// Bytes that it has not taken yet; the first may be in the middle of a message.
+    pub(crate) unsent: Vec<u8>,
 }
 
 /// A request under way.
@@ -312,6 +330,42 @@ impl Peer {
     /// The opposite of [`Peer::hold`].
     pub(crate) fn release(&self) {
         self.lock().held = false;
+    }
+
+    /// What was agreed; `None` while a request of ours is under way.
+    pub(crate) fn agreement(&self, greeted: bool) -> Option<Agreement> {
+        let max_data = u32::try_from(self.max_data()).unwrap_or(u32::MAX);
+        let pending = self.lock();
+        if !pending.slots.is_empty() {
+            return None;
+        }
+        Some(Agreement {
+            greeted,
+            short_layout: pending.layout == Layout::Short,
+            layout_seen: pending.layout_seen,
+            last_id: pending.next,
+            max_data,
+            given_up: pending.given_up.iter().copied().collect(),
+            unsent: self.outbox.unsent(),
+        })
+    }
+
+    /// Goes on where another process has left off.
+    pub(crate) fn agree(&self, agreement: &Agreement) {
+        *self.max_data.lock().unwrap_or_else(PoisonError::into_inner) = agreement.max_data as usize;
+        {
+            let mut pending = self.lock();
+            pending.layout = if agreement.short_layout { Layout::Short } else { Layout::Specified };
+            pending.layout_seen = agreement.layout_seen;
+            pending.next = agreement.last_id;
+            pending.given_up = agreement.given_up.iter().copied().collect();
+        }
+        self.outbox.resume(agreement.unsent.clone());
+    }
+
+    /// The connection goes on after [`Peer::close`].
+    pub(crate) fn reopen(&self) {
+        self.lock().closed = false;
     }
 
     /// Whether too many answers are missing.

@@ -24,7 +24,7 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 /// How often it is looked whether clients may come again, or commands are done.
 const LOOK: Duration = Duration::from_millis(2);
 /// The most bytes that wait to be sent. A client that takes less is not reading any more.
-const MAX_OUTGOING_BYTES: usize = 16 << 20;
+pub(crate) const MAX_OUTGOING_BYTES: usize = 16 << 20;
 
 /// Why a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +38,9 @@ pub(crate) enum Ended {
     /// The server is being closed.
     #[error("the server is being closed")]
     Stopped,
+    /// Somebody else is to go on with the connection.
+    #[error("the connection is being handed over")]
+    Paused,
     /// A thread of the connection panicked.
     #[error("a fault of the server: its thread panicked")]
     Panicked,
@@ -136,6 +139,21 @@ impl Outbox {
         if outgoing.broken { Err(Broken) } else { Ok(()) }
     }
 
+    /// What was not sent yet.
+    pub(crate) fn unsent(&self) -> Vec<u8> {
+        let outgoing = self.lock();
+        outgoing.messages.iter().flatten().skip(outgoing.sent).copied().collect()
+    }
+
+    /// Sends what another process has left, before everything else, once the connection goes on.
+    pub(crate) fn resume(&self, unsent: Vec<u8>) {
+        let mut outgoing = self.lock();
+        if !unsent.is_empty() {
+            outgoing.bytes += unsent.len();
+            outgoing.messages.push_front(unsent);
+        }
+    }
+
     /// Sends what there is room for. Returns whether something is left.
     fn flush(&self) -> Result<bool, Broken> {
         let mut outgoing = self.lock();
@@ -182,6 +200,8 @@ pub(crate) struct Inbox<'a> {
     pub(crate) listener: &'a OwnedFd,
     pub(crate) wake: &'a Wake,
     pub(crate) stop: &'a dyn Fn() -> bool,
+    /// Whether reading is to end between two messages, and if so whether it can end now.
+    pub(crate) pause: &'a dyn Fn() -> Option<bool>,
     /// Who wants to know when everything that the client has sent is done.
     pub(crate) control: &'a Control,
     /// Whether everything that was received is done.
@@ -197,6 +217,9 @@ impl Inbox<'_> {
         if (self.stop)() {
             return Err(Ended::Stopped);
         }
+        if (self.pause)() == Some(true) {
+            return Err(Ended::Paused);
+        }
         let mut fds = Vec::new();
         let mut header = [0; HEADER_BYTES];
         self.fill(&mut header, &mut fds, true)?;
@@ -210,7 +233,7 @@ impl Inbox<'_> {
         let mut filled = 0;
         while let Some(rest) = out.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             match self.receive_some(rest, fds)? {
-                None => self.wait()?,
+                None => self.wait(first && filled == 0)?,
                 Some(0) if first && filled == 0 => return Err(Ended::ByClient),
                 Some(0) => return Err(Ended::WithinMessage),
                 Some(n) => filled += n,
@@ -242,7 +265,7 @@ impl Inbox<'_> {
     }
 
     /// Sleeps until something comes in; sends meanwhile what there is room for.
-    fn wait(&self) -> Result<(), Ended> {
+    fn wait(&self, between: bool) -> Result<(), Ended> {
         let mut seen = None;
         loop {
             // Cleared first: what is set from here on ends the sleep.
@@ -250,20 +273,25 @@ impl Inbox<'_> {
             if (self.stop)() {
                 return Err(Ended::Stopped);
             }
+            let pause = (self.pause)();
+            if between && pause == Some(true) {
+                return Err(Ended::Paused);
+            }
             let wish = self.control.wish();
             let unsent = self.outbox.flush().map_err(|Broken| Ended::Protocol("its answers are not taken".into()))?;
             let interest = if unsent { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-            let pause = self.paused.get().and_then(|until| until.checked_duration_since(Instant::now()));
-            self.paused.set(self.paused.get().filter(|_| pause.is_some()));
+            let turned_away = self.paused.get().and_then(|until| until.checked_duration_since(Instant::now()));
+            self.paused.set(self.paused.get().filter(|_| turned_away.is_some()));
             let mut fds = [
                 PollFd::new(&*self.socket, interest),
                 PollFd::new(self.wake, PollFlags::IN),
-                PollFd::new(self.listener, if pause.is_some() { PollFlags::empty() } else { PollFlags::IN }),
+                PollFd::new(self.listener, if turned_away.is_some() { PollFlags::empty() } else { PollFlags::IN }),
             ];
             // Who waits for this client gets the first look at once, and the others soon.
             let look = wish.map(|wish| if seen == Some(wish) { LOOK } else { Duration::ZERO });
+            let look = look.into_iter().chain(pause.map(|_| LOOK)).min();
             seen = wish;
-            let limit = look.into_iter().chain(pause).min().and_then(|limit| Timespec::try_from(limit).ok());
+            let limit = look.into_iter().chain(turned_away).min().and_then(|limit| Timespec::try_from(limit).ok());
             match poll(&mut fds, limit.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(Ended::System { call: "poll", errno }),

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod client;
+#[path = "client/moving.rs"]
+mod moving;
 #[path = "client/rig.rs"]
 mod rig;
 #[path = "client/work.rs"]
@@ -13,15 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use client::*;
-use rig::{Kind, MEMORY, Rig, UNITS};
+use moving::{check_disk, device_state, load, run};
+use rig::{Kind, MEMORY, Rig};
 use rustix::event::{EventfdFlags, eventfd};
-use towline_core::channel::{ReadOutcome, StateChannel};
-use towline_core::dirty::MarkLog;
+use towline_core::channel::StateChannel;
 use towline_core::fsm::DeviceState;
 use towline_core::memory::GuestMemory;
 use towline_nvme::hmlm::HmlmChannel;
-use towline_tenant::block::{self, Found};
-use towline_tenant::{RunOptions, Tenant, TenantHandle, TenantInterrupts};
+use towline_tenant::Tenant;
 use towline_vfio_user::{ExposureSection, SectionError};
 use work::{pump, spec};
 
@@ -46,22 +47,6 @@ fn raise(client: &Client, vector: u32) {
 
 fn pending(client: &Client) -> u8 {
     client.read(4, 0x1000, 1).unwrap()[0]
-}
-
-fn device_state(channel: &mut HmlmChannel) -> Vec<u8> {
-    channel.set_state(DeviceState::StopCopy).unwrap();
-    let (mut state, mut part) = (Vec::new(), vec![0; 1 << 16]);
-    while let ReadOutcome::Bytes(n) = channel.read(&mut part).unwrap() {
-        state.extend_from_slice(&part[..n]);
-    }
-    channel.set_state(DeviceState::Stop).unwrap();
-    state
-}
-
-fn load(channel: &mut HmlmChannel, state: &[u8]) {
-    channel.set_state(DeviceState::Resuming).unwrap();
-    channel.write(state).unwrap();
-    channel.set_state(DeviceState::Stop).unwrap();
 }
 
 /// Stops the function of `from` and takes all that a session would take.
@@ -142,7 +127,8 @@ fn a_client_that_is_there_before_finds_the_function_as_it_was() {
 fn a_client_that_comes_later_finds_the_function_as_it_was() {
     let from = Rig::new(Kind::Vf);
     let to = from.beside(Kind::Vf);
-    let before = found(&prepared(&from));
+    let guest = prepared(&from);
+    let before = found(&guest);
     let (_source, section, state) = stop(&from);
     let mut channel = to.channel();
     load(&mut channel, &state);
@@ -173,8 +159,13 @@ fn a_client_that_comes_later_finds_the_function_as_it_was() {
 fn a_vector_that_is_lost_is_noticed_and_damage_is_refused() {
     let from = Rig::new(Kind::Vf);
     let to = from.beside(Kind::Vf);
+    // A client that has gone leaves nothing behind for the section.
     drop(prepared(&from));
     eventually("the client is gone", || !from.server.status().connected);
+    let (mut source, section, _) = stop(&from);
+    let left = ExposureSection::decode(&section).unwrap();
+    assert_eq!((left.config.command, left.config.bar0, left.pending), (0, 4, vec![0]));
+    source.set_state(DeviceState::Running).unwrap();
     let client = prepared(&from);
     let (_source, section, state) = stop(&from);
     let mut channel = to.channel();
@@ -337,32 +328,6 @@ fn after_a_commit_the_source_executes_nothing() {
     client.wait_gone();
     assert!(!completed(&from, 0));
     assert!(try_connect(&from.socket).is_err(), "its socket is gone");
-}
-
-struct Guest {
-    tenant: TenantHandle,
-    interrupts: Arc<TenantInterrupts>,
-}
-
-fn dev_null() -> OwnedFd {
-    std::fs::File::options().write(true).open("/dev/null").unwrap().into()
-}
-
-fn run(tenant: Tenant, host_tag: u8) -> Guest {
-    let interrupts = Arc::new(TenantInterrupts::new());
-    let options = RunOptions { host_tag, flush_only: false };
-    let tenant = tenant.run(dev_null(), Arc::new(MarkLog::new()), interrupts.clone(), options).unwrap();
-    Guest { tenant, interrupts }
-}
-
-/// Nothing of the disk is what nobody wrote, and something is what the tenant wrote.
-fn check_disk(rig: &Rig) {
-    let bytes = std::fs::read(&rig.disk).unwrap();
-    let units = bytes.as_chunks::<4096>().0.iter().zip(0..);
-    let found: Vec<Found> = units.map(|(block, unit)| block::inspect(block, unit, spec().seed)).collect();
-    assert_eq!(found.len() as u64, UNITS);
-    assert!(found.iter().any(|found| matches!(found, Found::Version(_))));
-    assert!(!found.iter().any(|found| matches!(found, Found::Invalid)));
 }
 
 /// A tenant whose vCPU never stops loses nothing by a migration that is rolled back, five times over; then it is paused and goes.

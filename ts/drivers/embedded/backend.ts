@@ -71,8 +71,17 @@ export class EmbeddedBackend implements NvmeBackend {
     let last: string | undefined;
     return {
       'vfio-user': {
-        show: async ({ socketPath = last, filter }: ExposeOptions = {}) => {
+        show: async ({ socketPath = last, filter, handover }: ExposeOptions = {}) => {
           if (this.#servers.has(cntlid)) return;
+          const options = filter === undefined ? {} : { filter: filter.toBytes() };
+          if (handover !== undefined) {
+            const { fds, bytes } = handover;
+            const server = await native(() => this.#subsystem.adoptVfioUser(cntlid, fds, bytes, options));
+            const { path } = JSON.parse(server.status()) as { path: string };
+            this.#servers.set(cntlid, { server, path });
+            last = path;
+            return;
+          }
           if (socketPath === undefined) {
             throw new TowlineError(
               'ERR_TOWLINE_INVALID_ARGUMENT',
@@ -80,12 +89,13 @@ export class EmbeddedBackend implements NvmeBackend {
             );
           }
           const path = resolve(socketPath);
-          const server = await native(() =>
-            this.#subsystem.exposeVfioUser(cntlid, path, filter === undefined ? {} : { filter: filter.toBytes() }),
-          );
+          const server = await native(() => this.#subsystem.exposeVfioUser(cntlid, path, options));
           this.#servers.set(cntlid, { server, path });
           last = path;
         },
+        detach: () => native(() => this.#server(cntlid).detach()),
+        resume: () => native(() => this.#server(cntlid).resume()),
+        surrender: () => native(() => this.#server(cntlid).surrender()),
         hide: async () => {
           const served = this.#servers.get(cntlid);
           if (served === undefined) return;
@@ -94,6 +104,12 @@ export class EmbeddedBackend implements NvmeBackend {
         },
       },
     };
+  }
+
+  #server(cntlid: number): NativeVfioUserServer {
+    const served = this.#servers.get(cntlid);
+    if (served !== undefined) return served.server;
+    throw new TowlineError('ERR_TOWLINE_STATE', `controller ${cntlid} is on no socket`);
   }
 
   /** Config space and interrupts that are not delivered, of a function on a socket. */

@@ -270,6 +270,7 @@ impl PciFunction for NvmeFunction {
         if self.controller.sealed() {
             state.reset_due = true;
         } else {
+            state.config.reset();
             self.controller.flr();
         }
     }
@@ -378,6 +379,10 @@ impl PciFunction for NvmeFunction {
         state.restored = false;
         self.held_back.store(false, Ordering::Release);
         self.apply_dma(&mut state);
+    }
+
+    fn stopped(&self) -> bool {
+        self.controller.suspended()
     }
 
     fn sealed(&self) -> bool {

@@ -79,6 +79,11 @@ pub trait PciFunction: Send + Sync {
     /// Undoes [`PciFunction::restore_section`] for a function that did not become ours: config space is as after a reset.
     fn forget_section(&self) {}
 
+    /// Whether it was stopped by its controlling function, so that it does no DMA and raises nothing.
+    fn stopped(&self) -> bool {
+        false
+    }
+
     /// Whether its state is on its way to another host, so that it may be neither reset nor given to another client until it runs here again. Does
     /// not wait for anything.
     fn sealed(&self) -> bool {

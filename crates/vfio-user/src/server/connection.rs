@@ -1,11 +1,11 @@
-//! One client, from its first message to its last.
+//! One client, from its first message to its last; or until another process goes on with it.
 
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use rustix::io::Errno;
@@ -14,70 +14,188 @@ use rustix::net::{Shutdown, shutdown};
 use super::Shared;
 use super::commands::Commands;
 use super::queue::Queue;
+use crate::handover::{HandedConnection, HandoverError};
 use crate::peer::Peer;
 use crate::protocol::{MessageType, Version, command};
 use crate::socket::{Ended, Inbox, Message, Outbox};
 use crate::{ClientMemory, Interrupts};
 
-/// Serves a client until it goes, breaks the protocol, or the server is closed. On return the function does no DMA, is reset, and none of the
-/// client's memory and descriptors is left.
-pub(super) fn serve(shared: &Shared, listener: &OwnedFd, socket: OwnedFd) -> Ended {
-    let socket = Arc::new(socket);
-    let outbox = Outbox::new(Arc::clone(&socket), Arc::clone(&shared.wake));
-    let peer = Arc::new(Peer::new(outbox, shared.options.dma_timeout));
-    let memory = Arc::new(ClientMemory::new(Arc::clone(&peer), shared.options.allow_shrinkable));
-    let function = &*shared.function;
-    function.prepare();
-    let interrupts = Arc::new(Interrupts::new(function.vectors()));
-    function.attach(Arc::clone(&memory) as _, Arc::clone(&interrupts));
-    *shared.current() = Some((Arc::clone(&memory), Arc::clone(&interrupts)));
+/// A client that is there, whether or not somebody reads what it sends.
+pub(super) struct Connection {
+    socket: Arc<OwnedFd>,
+    peer: Arc<Peer>,
+    memory: Arc<ClientMemory>,
+    interrupts: Arc<Interrupts>,
+    /// It has said which version it speaks.
+    greeted: AtomicBool,
+}
 
-    let stopped = || shared.stopped();
-    let queue = Queue::default();
-    let idle = || queue.is_idle();
-    let inbox = Inbox {
-        socket: Arc::clone(&socket),
-        outbox: peer.outbox(),
-        listener,
-        wake: &shared.wake,
-        stop: &stopped,
-        control: &shared.control,
-        idle: &idle,
-        paused: Cell::new(None),
-    };
-    let commands = Commands { function, peer: &peer, memory: &memory, interrupts: &interrupts };
-    let talk = || {
-        thread::scope(|scope| {
-            let worker = || {
-                let _end = End { peer: &peer, queue: &queue, socket: &socket };
-                queue.work(|message| {
-                    // A function whose state is on its way keeps it, until it runs again or is gone.
-                    if !commands.holds(&message) || queue.wait_while(|| function.sealed()) {
-                        commands.execute(message);
-                    }
-                });
-            };
-            if let Err(error) = thread::Builder::new().name("vfio-user-wait".into()).spawn_scoped(scope, worker) {
-                return no_thread(&error);
+impl Connection {
+    fn attached(shared: &Shared, socket: Arc<OwnedFd>) -> Self {
+        let outbox = Outbox::new(Arc::clone(&socket), Arc::clone(&shared.wake));
+        let peer = Arc::new(Peer::new(outbox, shared.options.dma_timeout));
+        let memory = Arc::new(ClientMemory::new(Arc::clone(&peer), shared.options.allow_shrinkable));
+        let function = &*shared.function;
+        function.prepare();
+        let interrupts = Arc::new(Interrupts::new(function.vectors()));
+        function.attach(Arc::clone(&memory) as _, Arc::clone(&interrupts));
+        *shared.current() = Some((Arc::clone(&memory), Arc::clone(&interrupts)));
+        Self { socket, peer, memory, interrupts, greeted: AtomicBool::new(false) }
+    }
+
+    /// A client that has just come.
+    pub(super) fn new(shared: &Shared, socket: OwnedFd) -> Self {
+        shared.clients.fetch_add(1, Ordering::Relaxed);
+        Self::attached(shared, Arc::new(socket))
+    }
+
+    /// A client of another process.
+    pub(super) fn adopt(shared: &Shared, handed: HandedConnection) -> Result<Self, HandoverError> {
+        let HandedConnection { socket, agreement, ranges, triggers } = handed;
+        let connection = Self::attached(shared, socket);
+        let take = || {
+            let vectors = connection.interrupts.count() as usize;
+            if triggers.len() != vectors {
+                let what = format!("it has {} vectors, this function has {vectors}", triggers.len());
+                return Err(HandoverError::Mismatch(what));
             }
-            let _end = End { peer: &peer, queue: &queue, socket: &socket };
-            converse(shared, &inbox, &commands, &queue)
-        })
-    };
-    thread::scope(|scope| {
-        // It also ends what whoever detaches the function would wait for.
-        let watch = thread::Builder::new().name("vfio-user-irq".into()).spawn_scoped(scope, || interrupts.watch());
-        let _end = EndWatch(&interrupts);
-        let ended = match watch {
-            // What the threads share is given up below, whatever state a panic left it in.
-            Ok(_) => catch_unwind(AssertUnwindSafe(talk)).unwrap_or(Ended::Panicked),
-            Err(error) => no_thread(&error),
+            for range in &ranges {
+                let mapped = connection.memory.map(&range.map, range.file.as_ref());
+                mapped.map_err(|error| HandoverError::Mismatch(error.to_string()))?;
+            }
+            Ok(())
         };
-        interrupts.unwire();
-        function.detach();
-        memory.unmap_all();
-        ended
-    })
+        if let Err(error) = take() {
+            connection.end(shared);
+            return Err(error);
+        }
+        connection.peer.agree(&agreement);
+        connection.greeted.store(agreement.greeted, Ordering::Relaxed);
+        connection.interrupts.adopt(triggers);
+        Ok(connection)
+    }
+
+    /// As another process gets it. Nobody reads from it meanwhile, and the function is stopped.
+    pub(super) fn share(&self) -> Result<HandedConnection, HandoverError> {
+        let agreement = self.peer.agreement(self.greeted.load(Ordering::Relaxed));
+        let agreement = agreement.ok_or(HandoverError::Busy("a request of the function to its client is under way"))?;
+        Ok(HandedConnection {
+            socket: Arc::clone(&self.socket),
+            agreement,
+            ranges: self
+                .memory
+                .share()
+                .map_err(|error| HandoverError::System { call: "dup", source: io::Error::other(error) })?,
+            triggers: self.interrupts.share(),
+        })
+    }
+
+    /// Serves the client until it goes, breaks the protocol, the server is closed, or somebody else is to go on. In all cases but the last the
+    /// function does no DMA on return, is reset, and none of the client's memory and descriptors is left.
+    pub(super) fn talk(&self, shared: &Shared, listener: &OwnedFd) -> Ended {
+        let Self { socket, peer, memory, interrupts, .. } = self;
+        let function = &*shared.function;
+        let stopped = || shared.stopped();
+        let queue = Queue::default();
+        let idle = || queue.is_idle();
+        let pause = || shared.pausing().then(|| queue.is_idle());
+        let inbox = Inbox {
+            socket: Arc::clone(socket),
+            outbox: peer.outbox(),
+            listener,
+            wake: &shared.wake,
+            stop: &stopped,
+            pause: &pause,
+            control: &shared.control,
+            idle: &idle,
+            paused: Cell::new(None),
+        };
+        let commands = Commands { function, peer, memory, interrupts };
+        let talk = || {
+            thread::scope(|scope| {
+                let worker = || {
+                    let _end = End { peer, queue: &queue, socket };
+                    queue.work(|message| {
+                        // A function whose state is on its way keeps it, until it runs again or is gone.
+                        if !commands.holds(&message) || queue.wait_while(|| function.sealed()) {
+                            commands.execute(message);
+                        }
+                    });
+                };
+                if let Err(error) = thread::Builder::new().name("vfio-user-wait".into()).spawn_scoped(scope, worker) {
+                    return no_thread(&error);
+                }
+                let _end = End { peer, queue: &queue, socket };
+                self.converse(shared, &inbox, &commands, &queue)
+            })
+        };
+        interrupts.begin();
+        thread::scope(|scope| {
+            // It also ends what whoever detaches the function would wait for.
+            let watch = thread::Builder::new().name("vfio-user-irq".into()).spawn_scoped(scope, || interrupts.watch());
+            let _end = EndWatch(interrupts);
+            let ended = match watch {
+                // What the threads share is given up below, whatever state a panic left it in.
+                Ok(_) => catch_unwind(AssertUnwindSafe(talk)).unwrap_or(Ended::Panicked),
+                Err(error) => no_thread(&error),
+            };
+            if ended == Ended::Paused {
+                // The function may run again before somebody reads: its requests wait then.
+                peer.reopen();
+            } else {
+                self.let_go(shared);
+            }
+            ended
+        })
+    }
+
+    fn let_go(&self, shared: &Shared) {
+        self.interrupts.unwire();
+        shared.function.detach();
+        self.memory.unmap_all();
+    }
+
+    /// Ends a connection that nobody reads from.
+    pub(super) fn end(self, shared: &Shared) {
+        self.let_go(shared);
+        *shared.current() = None;
+    }
+
+    fn converse(&self, shared: &Shared, inbox: &Inbox<'_>, commands: &Commands<'_>, queue: &Queue) -> Ended {
+        let next = || {
+            let message = inbox.receive()?;
+            shared.messages.fetch_add(1, Ordering::Relaxed);
+            Ok(message)
+        };
+        if !self.greeted.load(Ordering::Relaxed) {
+            if let Err(ended) = next().and_then(|message| greet(commands, message)) {
+                return ended;
+            }
+            self.greeted.store(true, Ordering::Relaxed);
+        }
+        loop {
+            let message = match next() {
+                Ok(message) => message,
+                Err(ended) => return ended,
+            };
+            match message.header.message_type() {
+                MessageType::Reply => {
+                    if let Err(ended) = commands.peer.answer(&message.header, message.body) {
+                        return ended;
+                    }
+                }
+                MessageType::Command if !queue.is_idle() || commands.waits(&message) => {
+                    if let Err(ended) = queue.push(message) {
+                        return ended;
+                    }
+                }
+                MessageType::Command => commands.execute(message),
+            }
+            if commands.peer.hopeless() {
+                return Ended::Protocol("it does not answer DMA messages".into());
+            }
+        }
+    }
 }
 
 fn no_thread(error: &io::Error) -> Ended {
@@ -108,40 +226,6 @@ impl Drop for End<'_> {
         if thread::panicking() {
             // The reader finds the end of the stream.
             let _ = shutdown(self.socket, Shutdown::Both);
-        }
-    }
-}
-
-fn converse(shared: &Shared, inbox: &Inbox<'_>, commands: &Commands<'_>, queue: &Queue) -> Ended {
-    let next = || {
-        let message = inbox.receive();
-        shared.messages.fetch_add(1, Ordering::Relaxed);
-        message
-    };
-    let greeted = next().and_then(|message| greet(commands, message));
-    if let Err(ended) = greeted {
-        return ended;
-    }
-    loop {
-        let message = match next() {
-            Ok(message) => message,
-            Err(ended) => return ended,
-        };
-        match message.header.message_type() {
-            MessageType::Reply => {
-                if let Err(ended) = commands.peer.answer(&message.header, message.body) {
-                    return ended;
-                }
-            }
-            MessageType::Command if !queue.is_idle() || commands.waits(&message) => {
-                if let Err(ended) = queue.push(message) {
-                    return ended;
-                }
-            }
-            MessageType::Command => commands.execute(message),
-        }
-        if commands.peer.hopeless() {
-            return Ended::Protocol("it does not answer DMA messages".into());
         }
     }
 }

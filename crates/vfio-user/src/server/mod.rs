@@ -10,19 +10,24 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, fchmod, lstat, unlink};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
+use self::connection::Connection;
 use crate::control::Control;
+use crate::handover::{Handed, Handover, HandoverError, system as handover_system};
 use crate::pci::PciFunction;
 use crate::socket::{Ended, PAUSE, Wake, wait_for_client};
 use crate::{ClientMemory, ExposureSection, Interrupts, SectionError};
 
 /// How long what a client has sent may take until it is done, before a migration goes on. Nothing of a stopped function takes long.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether the thread that reads has ended.
+const LOOK: Duration = Duration::from_micros(200);
 
 /// How a function is served.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +96,12 @@ pub(crate) struct Shared {
     pub(crate) messages: AtomicU64,
     pub(crate) control: Control,
     stop: AtomicBool,
+    /// Somebody else is to go on: nothing more is read, and nobody accepted.
+    pause: AtomicBool,
+    /// A thread serves. Locked while one decides to end.
+    served: Mutex<bool>,
+    /// A connection that nobody reads from now.
+    parked: Mutex<Option<Connection>>,
     clients: AtomicU64,
     current: Mutex<Option<(Arc<ClientMemory>, Arc<Interrupts>)>>,
     last_error: Mutex<Option<String>>,
@@ -99,6 +110,14 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn pausing(&self) -> bool {
+        self.pause.load(Ordering::Acquire)
+    }
+
+    fn parked(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn current(&self) -> MutexGuard<'_, Option<(Arc<ClientMemory>, Arc<Interrupts>)>> {
@@ -115,11 +134,13 @@ struct Name {
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
+    /// Another process has it: it stays.
+    left: bool,
 }
 
 impl Drop for Name {
     fn drop(&mut self) {
-        if lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity) {
+        if !self.left && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity) {
             let _ = unlink(&self.path);
         }
     }
@@ -138,7 +159,61 @@ pub struct VfioUserListener {
 pub struct VfioUserServer {
     path: PathBuf,
     shared: Arc<Shared>,
-    running: Mutex<Option<(Name, JoinHandle<()>)>>,
+    running: Mutex<Option<Running>>,
+}
+
+/// What a server has until it is closed.
+struct Running {
+    name: Name,
+    listener: Arc<OwnedFd>,
+    /// `None` while it is handed over.
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Shared {
+    fn new(function: Arc<dyn PciFunction>, options: ServerOptions, wake: Arc<Wake>) -> Arc<Self> {
+        Arc::new(Self {
+            function,
+            options,
+            wake,
+            messages: AtomicU64::new(0),
+            control: Control::default(),
+            stop: AtomicBool::new(false),
+            pause: AtomicBool::new(false),
+            served: Mutex::default(),
+            parked: Mutex::default(),
+            clients: AtomicU64::new(0),
+            current: Mutex::default(),
+            last_error: Mutex::default(),
+        })
+    }
+
+    /// Starts the thread that serves.
+    fn start(self: &Arc<Self>, listener: &Arc<OwnedFd>) -> io::Result<JoinHandle<()>> {
+        let (run, listener) = (Arc::clone(self), Arc::clone(listener));
+        *self.served() = true;
+        let thread = thread::Builder::new().name("vfio-user".into()).spawn(move || serve(&run, &listener));
+        thread.inspect_err(|_| *self.served() = false)
+    }
+
+    fn served(&self) -> MutexGuard<'_, bool> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the thread that serves is to end; then it counts as gone.
+    fn leaves(&self) -> bool {
+        let mut served = self.served();
+        let leaves = self.stopped() || self.pausing();
+        *served = !leaves;
+        leaves
+    }
+
+    /// Nobody is to end any more. Returns whether a thread serves.
+    fn unpause(&self) -> bool {
+        let served = self.served();
+        self.pause.store(false, Ordering::Release);
+        *served
+    }
 }
 
 fn system<'a>(call: &'static str, path: &'a Path) -> impl Fn(Errno) -> ServerError + 'a {
@@ -173,7 +248,7 @@ fn listening(path: &Path) -> Result<(OwnedFd, Name), ServerError> {
     fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("fchmod"))?;
     bind(&socket, &address).map_err(failed("bind"))?;
     let stat = lstat(path).map_err(failed("lstat"))?;
-    let name = Name { path: path.to_owned(), identity: (stat.st_dev, stat.st_ino) };
+    let name = Name { path: path.to_owned(), identity: (stat.st_dev, stat.st_ino), left: false };
     listen(&socket, 4).map_err(failed("listen"))?;
     Ok((socket, name))
 }
@@ -196,22 +271,12 @@ impl VfioUserListener {
     pub fn serve(self, function: Arc<dyn PciFunction>, options: ServerOptions) -> Result<VfioUserServer, ServerError> {
         let Self { socket, name, wake } = self;
         let path = name.path.clone();
-        let shared = Arc::new(Shared {
-            function,
-            options,
-            wake,
-            messages: AtomicU64::new(0),
-            control: Control::default(),
-            stop: AtomicBool::new(false),
-            clients: AtomicU64::new(0),
-            current: Mutex::default(),
-            last_error: Mutex::default(),
-        });
-        let run = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("vfio-user".into()).spawn(move || serve(&run, &socket));
+        let (shared, listener) = (Shared::new(function, options, wake), Arc::new(socket));
+        let thread = shared.start(&listener);
         let thread =
             thread.map_err(|source| ServerError::System { call: "start of a thread", path: path.clone(), source })?;
-        Ok(VfioUserServer { path, shared, running: Mutex::new(Some((name, thread))) })
+        let running = Running { name, listener, thread: Some(thread) };
+        Ok(VfioUserServer { path, shared, running: Mutex::new(Some(running)) })
     }
 }
 
@@ -294,7 +359,8 @@ impl VfioUserServer {
 
     /// Waits until everything that the client has sent is done.
     fn settle(&self) -> Result<(), SectionError> {
-        let there = || self.shared.current().is_some();
+        // While it is handed over nothing is read: what came before is done.
+        let there = || self.shared.current().is_some() && !self.shared.pausing();
         let wish = self.shared.control.ask();
         self.shared.wake.set();
         if self.shared.control.wait(wish, SETTLE, there) {
@@ -303,16 +369,127 @@ impl VfioUserServer {
         Err(SectionError::Busy("what the client has asked for before did not come to an end"))
     }
 
+    /// Stops reading, between two messages and with everything done that was received, so that another process can go on: what the client sends
+    /// from here on waits in its socket. The function has been stopped, and its section was not taken yet: it is taken after this, and
+    /// then its state is read. Nothing is given away by it: [`VfioUserServer::resume`] goes on here, [`VfioUserServer::surrender`] leaves it
+    /// to the other process. On an error the server goes on.
+    ///
+    /// # Errors
+    /// [`HandoverError`]: among others [`HandoverError::Busy`] for a client that has sent half a message.
+    pub fn detach(&self) -> Result<Handover, HandoverError> {
+        let mut guard = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = guard.as_mut().ok_or(HandoverError::Closed)?;
+        let thread = running.thread.as_ref().ok_or(HandoverError::Closed)?;
+        if self.shared.function.sealed() {
+            let what = "the function's section was taken already: what its client did since would be lost";
+            return Err(HandoverError::NotStopped(what));
+        }
+        if !self.shared.function.stopped() {
+            return Err(HandoverError::NotStopped("the function runs: it is stopped before it is handed over"));
+        }
+        self.shared.pause.store(true, Ordering::Release);
+        self.shared.wake.set();
+        let deadline = Instant::now() + SETTLE;
+        while *self.shared.served() && !thread.is_finished() && Instant::now() < deadline {
+            thread::sleep(LOOK);
+        }
+        let handed = if !*self.shared.served() || thread.is_finished() {
+            drop(running.thread.take().map(JoinHandle::join));
+            self.share(running)
+        } else {
+            Err(HandoverError::Busy("what the client has asked for did not come to an end"))
+        };
+        if handed.is_err() {
+            self.go_on(running)?;
+        }
+        handed
+    }
+
+    fn share(&self, running: &Running) -> Result<Handover, HandoverError> {
+        let connection = self.shared.parked().as_ref().map(Connection::share).transpose()?;
+        let (path, identity) = (self.path.clone(), running.name.identity);
+        Handed { path, identity, listener: Arc::clone(&running.listener), connection }.encode()
+    }
+
+    fn go_on(&self, running: &mut Running) -> Result<(), HandoverError> {
+        // The wish may have been heard meanwhile.
+        if !self.shared.unpause() || running.thread.is_none() {
+            drop(running.thread.take().map(JoinHandle::join));
+            running.thread = Some(self.shared.start(&running.listener).map_err(handover_system("start of a thread"))?);
+        }
+        // From here on the name is ours to take away.
+        running.name.left = false;
+        Ok(())
+    }
+
+    /// Goes on after [`VfioUserServer::detach`], where nobody has taken it over; or begins after [`VfioUserServer::adopt`], once the function
+    /// runs here.
+    ///
+    /// # Errors
+    /// [`HandoverError::Closed`], and where no thread can be started.
+    pub fn resume(&self) -> Result<(), HandoverError> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        self.go_on(running.as_mut().ok_or(HandoverError::Closed)?)
+    }
+
+    /// Closes the server here after [`VfioUserServer::detach`]: socket, name and connection are another process's. Idempotent.
+    ///
+    /// # Errors
+    /// [`HandoverError::NotStopped`] where it is served here; nothing has changed then.
+    pub fn surrender(&self) -> Result<(), HandoverError> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.as_ref().is_some_and(|running| running.thread.is_some()) {
+            return Err(HandoverError::NotStopped("it is served here: it was not detached"));
+        }
+        if let Some(Running { mut name, .. }) = running.take() {
+            name.left = true;
+        }
+        self.shared.stop.store(true, Ordering::Release);
+        self.end_parked();
+        Ok(())
+    }
+
+    /// Takes over what [`VfioUserServer::detach`] gave, for `function`, which is the same to a guest. Nothing is read yet: the state of the
+    /// function is loaded and its section restored, then [`VfioUserServer::resume`]. Until then it can be dropped, and the process that gave
+    /// it goes on.
+    ///
+    /// # Errors
+    /// [`HandoverError`]; the function is as after a reset then.
+    pub fn adopt(
+        handover: Handover,
+        function: Arc<dyn PciFunction>,
+        options: ServerOptions,
+    ) -> Result<Self, HandoverError> {
+        let Handed { path, identity, listener, connection } = Handed::decode(handover)?;
+        let wake = Wake::new().map_err(|errno| handover_system("eventfd")(errno.into()))?;
+        let shared = Shared::new(function, options, Arc::new(wake));
+        shared.pause.store(true, Ordering::Release);
+        if let Some(handed) = connection {
+            let connection = Connection::adopt(&shared, handed)?;
+            *shared.parked() = Some(connection);
+        }
+        let name = Name { path: path.clone(), identity, left: true };
+        Ok(Self { path, shared, running: Mutex::new(Some(Running { name, listener, thread: None })) })
+    }
+
     /// Takes the socket away and ends the client's connection. On return the function does no DMA any more. Idempotent.
     pub fn close(&self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((name, thread)) = running.take() else { return };
+        let Some(Running { name, thread, .. }) = running.take() else { return };
         drop(name);
         self.shared.stop.store(true, Ordering::Release);
         self.shared.wake.set();
         // A thread that panicked has nothing more to say; the function is then detached here.
-        if thread.join().is_err() {
+        if thread.is_some_and(|thread| thread.join().is_err()) {
             self.shared.function.detach();
+        }
+        self.end_parked();
+    }
+
+    fn end_parked(&self) {
+        let parked = self.shared.parked().take();
+        if let Some(connection) = parked {
+            connection.end(&self.shared);
         }
     }
 }
@@ -324,20 +501,33 @@ impl Drop for VfioUserServer {
 }
 
 fn serve(shared: &Shared, listener: &OwnedFd) {
-    while !shared.stopped() {
-        match wait_for_client(listener, &shared.wake, &|| shared.stopped(), &|| shared.function.sealed()) {
-            Ok(None) => return,
-            Ok(Some(socket)) => {
-                shared.clients.fetch_add(1, Ordering::Relaxed);
-                let ended = connection::serve(shared, listener, socket);
-                shared.note(&ended);
-                // Last: who sees that the client is gone finds everything settled.
-                *shared.current() = None;
+    let ends = || shared.stopped() || shared.pausing();
+    loop {
+        let parked = shared.parked().take();
+        let connection = match parked {
+            Some(connection) => connection,
+            None => match wait_for_client(listener, &shared.wake, &ends, &|| shared.function.sealed()) {
+                Ok(None) if shared.leaves() => return,
+                Ok(None) => continue,
+                Ok(Some(socket)) => Connection::new(shared, socket),
+                Err(ended) => {
+                    shared.note(&ended);
+                    thread::sleep(PAUSE);
+                    continue;
+                }
+            },
+        };
+        let ended = connection.talk(shared, listener);
+        if ended == Ended::Paused {
+            *shared.parked() = Some(connection);
+            if shared.leaves() {
+                return;
             }
-            Err(ended) => {
-                shared.note(&ended);
-                thread::sleep(PAUSE);
-            }
+            continue;
         }
+        shared.note(&ended);
+        // Its descriptors first; last, who sees that the client is gone finds everything settled.
+        drop(connection);
+        *shared.current() = None;
     }
 }
