@@ -6,7 +6,7 @@ use thiserror::Error;
 use towline_core::channel::ChannelError;
 use towline_core::fsm::DeviceState;
 use towline_core::memory::MemoryError;
-use towline_core::stream::StreamError;
+use towline_core::stream::{StreamError, StreamErrorReason};
 use uuid::Uuid;
 
 use crate::dialogue::Mismatch;
@@ -131,6 +131,14 @@ pub enum EngineError {
         /// What the system said.
         source: io::Error,
     },
+    /// A checkpoint can't be written, or not be restored, for what is found at its path.
+    #[error("{path}: {problem}")]
+    Checkpoint {
+        /// The path.
+        path: String,
+        /// What is the matter.
+        problem: CheckpointProblem,
+    },
     /// A rehearsed failure at a named point ([`crate::faultpoints`]).
     #[error("rehearsed failure at {point}")]
     Rehearsed {
@@ -145,6 +153,7 @@ impl EngineError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Link(e) => e.code(),
+            Self::Stream(StreamError { reason: StreamErrorReason::Version { .. }, .. }) => "ERR_TOWLINE_STREAM_VERSION",
             Self::Stream(_) => "ERR_TOWLINE_STREAM",
             Self::Protocol { .. } => "ERR_TOWLINE_PROTOCOL",
             Self::Channel { .. } => "ERR_TOWLINE_CHANNEL",
@@ -160,6 +169,7 @@ impl EngineError {
             Self::InDoubt { .. } => "ERR_TOWLINE_IN_DOUBT",
             Self::Limit { .. } => "ERR_TOWLINE_LIMIT",
             Self::File { .. } => "ERR_TOWLINE_FILE",
+            Self::Checkpoint { problem, .. } => problem.code(),
             Self::Rehearsed { .. } => "ERR_TOWLINE_REHEARSED",
         }
     }
@@ -168,7 +178,9 @@ impl EngineError {
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Link(LinkError::Io { source, .. }) | Self::File { source, .. } => source.raw_os_error(),
+            Self::Link(LinkError::Io { source, .. } | LinkError::File { source, .. }) | Self::File { source, .. } => {
+                source.raw_os_error()
+            }
             Self::Fence(FenceError::Io { source, .. }) => source.raw_os_error(),
             Self::Channel { source, .. } | Self::DirtySource { source, .. } => source.errno,
             Self::InDoubt { cause, .. } => cause.errno(),
@@ -192,6 +204,49 @@ impl EngineError {
         match self {
             Self::Channel { function, .. } => Some(function),
             _ => None,
+        }
+    }
+}
+
+/// See [`EngineError::Checkpoint`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CheckpointProblem {
+    /// Something is there already.
+    Exists,
+    /// There is nothing.
+    Missing,
+    /// It is no regular file, has a name that can't be used, or more than one name.
+    Unusable(&'static str),
+    /// A process writes it or restores from it.
+    Busy,
+    /// It was restored, or is claimed by somebody whose records are elsewhere.
+    Consumed(String),
+    /// It is another file than before, or has another size.
+    Changed,
+}
+
+impl CheckpointProblem {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Exists => "ERR_TOWLINE_EXISTS",
+            Self::Missing => "ERR_TOWLINE_NOT_FOUND",
+            Self::Unusable(_) | Self::Changed => "ERR_TOWLINE_FILE",
+            Self::Busy => "ERR_TOWLINE_BUSY",
+            Self::Consumed(_) => "ERR_TOWLINE_FENCED",
+        }
+    }
+}
+
+impl std::fmt::Display for CheckpointProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exists => f.write_str("there is something already, which is replaced only where that is asked for"),
+            Self::Missing => f.write_str("there is no such checkpoint"),
+            Self::Unusable(why) => f.write_str(why),
+            Self::Busy => f.write_str("a process writes this checkpoint, or restores from it, right now"),
+            Self::Consumed(why) => f.write_str(why),
+            Self::Changed => f.write_str("the file was changed or replaced while it was read"),
         }
     }
 }
@@ -250,6 +305,16 @@ pub enum LinkError {
         /// What is wrong.
         what: String,
     },
+    /// The file behind a one-way link can't be written or read.
+    #[error("{path}: {attempted}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What was attempted.
+        attempted: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The caller cancelled.
     #[error("cancelled by the caller")]
     Cancelled,
@@ -266,6 +331,7 @@ impl LinkError {
             Self::Timeout { .. } => "ERR_TOWLINE_LINK_TIMEOUT",
             Self::Address { .. } => "ERR_TOWLINE_ADDRESS",
             Self::Descriptors { .. } => "ERR_TOWLINE_PROTOCOL",
+            Self::File { .. } => "ERR_TOWLINE_FILE",
             Self::Cancelled => "ERR_TOWLINE_CANCELLED",
         }
     }

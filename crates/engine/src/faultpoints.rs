@@ -81,6 +81,38 @@ pub const POINTS: &[&str] = &[
     "destination:aborted",
 ];
 
+/// Every named point of a checkpoint that a migration does not reach, in the order in which they are reached. A checkpoint passes the
+/// `source:…` points up to `source:commit-intent-durable` and then `source:released` as well, a restore most of the `destination:…` ones.
+///
+/// | point | when |
+/// |---|---|
+/// | `checkpoint:created` | the file exists under its temporary name |
+/// | `checkpoint:resumed` | copy: the functions run again, the file is not complete |
+/// | `checkpoint:synced` | the stream is durable under the temporary name, without its commit |
+/// | `checkpoint:commit-written` | the commit is in the file, durable under the temporary name |
+/// | `checkpoint:renamed` | the file has its name, which is not durable yet |
+/// | `checkpoint:durable` | the file is durable under its name, the release is not |
+/// | `restore:checked` | the whole file was read and found right, nothing was touched |
+/// | `restore:claimed` | move: the file is claimed, durably, the commit is not durable |
+/// | `restore:consumed` | move: the commit is durable, and the file is marked as restored |
+/// | `restore:emptied` | move: the functions run, and what is left of the file is empty |
+pub const CHECKPOINT_POINTS: &[&str] = &[
+    "checkpoint:created",
+    "checkpoint:resumed",
+    "checkpoint:synced",
+    "checkpoint:commit-written",
+    "checkpoint:renamed",
+    "checkpoint:durable",
+    "restore:checked",
+    "restore:claimed",
+    "restore:consumed",
+    "restore:emptied",
+];
+
+fn is_point(name: &str) -> bool {
+    POINTS.contains(&name) || CHECKPOINT_POINTS.contains(&name)
+}
+
 /// Called at every point that is hit.
 pub type Observer = Box<dyn Fn(&'static str) + Send + Sync>;
 
@@ -123,9 +155,13 @@ impl FaultPoints {
     /// [`EngineError::Config`] names the unknown one.
     pub fn check(&self) -> Result<(), EngineError> {
         for name in [&self.kill_at, &self.fail_at].into_iter().flatten() {
-            if !POINTS.contains(&name.as_str()) {
+            if !is_point(name) {
                 return Err(EngineError::Config {
-                    what: format!("there is no point {name}; known are {}", POINTS.join(", ")),
+                    what: format!(
+                        "there is no point {name}; known are {}, {}",
+                        POINTS.join(", "),
+                        CHECKPOINT_POINTS.join(", ")
+                    ),
                 });
             }
         }
@@ -137,7 +173,7 @@ impl FaultPoints {
     /// # Errors
     /// [`EngineError::Rehearsed`] where that was asked for.
     pub fn hit(&self, point: &'static str) -> Result<(), EngineError> {
-        debug_assert!(POINTS.contains(&point), "{point} is missing from POINTS");
+        debug_assert!(is_point(point), "{point} is missing from the lists of points");
         if let Some(observer) = &self.observer {
             observer(point);
         }
@@ -169,10 +205,10 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_checked() {
-        let mut sorted = POINTS.to_vec();
+        let mut sorted = [POINTS, CHECKPOINT_POINTS].concat();
         sorted.sort_unstable();
         sorted.dedup();
-        assert_eq!(sorted.len(), POINTS.len());
+        assert_eq!(sorted.len(), POINTS.len() + CHECKPOINT_POINTS.len());
         assert!(FaultPoints { kill_at: Some("source:nowhere".into()), ..FaultPoints::default() }.check().is_err());
         let points = FaultPoints { fail_at: Some("source:stopped".into()), ..FaultPoints::default() };
         points.check().unwrap();

@@ -52,6 +52,10 @@ pub enum Record {
         functions: Vec<String>,
         /// The fencing token.
         epoch: u64,
+        /// A checkpoint's path: at the source that of the file, at the destination the name by which it was claimed. Not written
+        /// where the session is none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
     },
     /// Source: COMMIT counts as sent from here on.
     Intent {

@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod cancel;
+pub mod checkpoint;
 pub mod dialogue;
 pub mod error;
 pub mod faultpoints;

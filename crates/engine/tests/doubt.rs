@@ -99,7 +99,8 @@ fn what_was_released_is_not_offered_again_until_it_has_come_back() {
     // An attempt to bring it back that failed changes nothing; one that commits does.
     let third = Uuid::from_u128(3);
     let open = |session, epoch| {
-        let record = Record::Opened { session, role: Role::Destination, functions: vec!["f".into()], epoch };
+        let record =
+            Record::Opened { session, role: Role::Destination, functions: vec!["f".into()], epoch, file: None };
         source.journal.append(session, Role::Destination, record).unwrap();
     };
     open(third, 7);
@@ -115,7 +116,8 @@ fn what_was_released_is_not_offered_again_until_it_has_come_back() {
 fn damaged(line: usize, functions: &[&str]) -> Result<Option<NotOurs>, FenceError> {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::open(dir.path()).unwrap();
-    let opened = Record::Opened { session: FIRST, role: Role::Source, functions: vec!["f".into()], epoch: 1 };
+    let opened =
+        Record::Opened { session: FIRST, role: Role::Source, functions: vec!["f".into()], epoch: 1, file: None };
     journal.append(FIRST, Role::Source, opened).unwrap();
     journal.append(FIRST, Role::Source, Record::Intent { epoch: 1 }).unwrap();
     drop(journal);
@@ -141,6 +143,7 @@ fn a_file_that_is_too_large_damages_its_session_only() {
     let journal = Journal::open(dir.path()).unwrap();
     assert_eq!(journal.sessions().unwrap(), [(FIRST, Role::Destination)]);
     assert!(matches!(journal.records(FIRST, Role::Destination), Err(FenceError::Damaged { .. })));
-    let opened = Record::Opened { session: SECOND, role: Role::Source, functions: vec!["f".into()], epoch: 1 };
+    let opened =
+        Record::Opened { session: SECOND, role: Role::Source, functions: vec!["f".into()], epoch: 1, file: None };
     journal.append(SECOND, Role::Source, opened).unwrap();
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 const EPOCH: u64 = 4;
 
 fn opened(role: Role) -> Record {
-    Record::Opened { session: Uuid::nil(), role, functions: vec!["f".into()], epoch: EPOCH }
+    Record::Opened { session: Uuid::nil(), role, functions: vec!["f".into()], epoch: EPOCH, file: None }
 }
 
 fn aborted() -> Record {
@@ -320,7 +320,8 @@ fn a_person_frees_a_source_only_when_it_is_in_doubt() {
 fn the_journal_survives_and_has_one_owner() {
     let dir = tempfile::tempdir().unwrap();
     let session = Uuid::new_v4();
-    let open = Record::Opened { session, role: Role::Source, functions: vec!["f".into(), "g".into()], epoch: 9 };
+    let open =
+        Record::Opened { session, role: Role::Source, functions: vec!["f".into(), "g".into()], epoch: 9, file: None };
     let journal = Journal::open(dir.path()).unwrap();
     assert!(matches!(Journal::open(dir.path()), Err(FenceError::Owned { .. })));
     journal.append(session, Role::Source, open.clone()).unwrap();
@@ -335,7 +336,11 @@ fn the_journal_survives_and_has_one_owner() {
     let other = Uuid::new_v4();
     let again = |epoch, function: &str| {
         let functions = vec!["x".to_owned(), function.to_owned()];
-        journal.append(other, Role::Source, Record::Opened { session: other, role: Role::Source, functions, epoch })
+        journal.append(
+            other,
+            Role::Source,
+            Record::Opened { session: other, role: Role::Source, functions, epoch, file: None },
+        )
     };
     assert!(matches!(again(9, "g"), Err(FenceError::Refused { .. })));
     again(10, "g").unwrap();
@@ -345,7 +350,7 @@ fn the_journal_survives_and_has_one_owner() {
 fn a_torn_record_is_forgotten_and_a_damaged_one_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let session = Uuid::new_v4();
-    let open = Record::Opened { session, role: Role::Destination, functions: vec!["f".into()], epoch: 1 };
+    let open = Record::Opened { session, role: Role::Destination, functions: vec!["f".into()], epoch: 1, file: None };
     let journal = Journal::open(dir.path()).unwrap();
     journal.append(session, Role::Destination, open.clone()).unwrap();
     let path = dir.path().join(format!("{session}.destination.journal"));

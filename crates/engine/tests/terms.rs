@@ -26,7 +26,8 @@ use towline_engine::session::{
 use uuid::Uuid;
 
 const ALL: &[(&str, u64)] = &[("plain", 1), ("p2p", 3), ("everything", 7)];
-const BY_CALLER: Terms = Terms { memory: MemoryBy::Caller, commit: CommitBy::Caller, duplex: true, descriptors: false };
+const BY_CALLER: Terms =
+    Terms { memory: MemoryBy::Caller, commit: CommitBy::Caller, duplex: true, descriptors: false, checkpoint: None };
 const ONE_WAY: Terms = Terms { duplex: false, ..BY_CALLER };
 
 /// One end of a link of one direction: using it the other way is an error, and noticed.
@@ -382,8 +383,13 @@ fn terms_that_differ_are_a_mismatch() {
 #[test]
 fn an_epoch_that_was_seen_is_refused_where_nothing_can_be_answered() {
     let (here, there) = hosts();
-    let opened =
-        Record::Opened { session: Uuid::new_v4(), role: Role::Destination, functions: vec!["f".into()], epoch: 5 };
+    let opened = Record::Opened {
+        session: Uuid::new_v4(),
+        role: Role::Destination,
+        functions: vec!["f".into()],
+        epoch: 5,
+        file: None,
+    };
     let Record::Opened { session, .. } = &opened else { panic!() };
     there.fence().append(*session, Role::Destination, opened.clone()).unwrap();
     let offer = |least: u64| {

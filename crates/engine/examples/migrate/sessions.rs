@@ -142,7 +142,7 @@ impl Pair {
     pub fn comes_back(&self) {
         let (session, role, functions) = (Uuid::new_v4(), Role::Destination, vec![FUNCTION.to_owned()]);
         let epoch = self.fence.highest_epoch(&functions).unwrap() + 1;
-        self.fence.append(session, role, Record::Opened { session, role, functions, epoch }).unwrap();
+        self.fence.append(session, role, Record::Opened { session, role, functions, epoch, file: None }).unwrap();
         self.fence.append(session, role, Record::Committed { epoch }).unwrap();
     }
 

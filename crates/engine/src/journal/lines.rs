@@ -79,7 +79,13 @@ mod tests {
 
     fn records() -> Vec<Record> {
         vec![
-            Record::Opened { session: Uuid::nil(), role: Role::Source, functions: vec!["f\n\"x".into()], epoch: 9 },
+            Record::Opened {
+                session: Uuid::nil(),
+                role: Role::Source,
+                functions: vec!["f\n\"x".into()],
+                epoch: 9,
+                file: None,
+            },
             Record::Intent { epoch: 9 },
             Record::Released,
         ]

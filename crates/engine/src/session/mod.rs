@@ -26,7 +26,10 @@ pub use source::{
     CommitInfo, DirtySample, FinalStats, HarvestStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo,
     SourceConfig, SourcePages, SourceSample, SourceSession, StateStats, Stopped,
 };
-pub use terms::{CommitBy, MemoryBy, Terms};
+pub use terms::{CheckpointMode, CommitBy, MemoryBy, Terms};
+
+pub(crate) use destination::{Expected, begun, expected, find};
+pub(crate) use pages_in::PageReceiver;
 pub use timings::{Phase, Timings};
 
 /// A function that takes part in a session.

@@ -46,17 +46,20 @@ impl PageReceiver {
         Ok(first)
     }
 
-    /// Writes one batch. Every run is checked before the first is written.
-    pub fn write(&mut self, memory: &dyn GuestMemory, pages: &Pages<'_>) -> Result<(), EngineError> {
+    /// Whether one batch fits into guest memory.
+    pub fn check_batch(&self, pages: &Pages<'_>) -> Result<(), EngineError> {
         if u64::from(pages.summary.page_size_bytes) != self.map.page_size_bytes() {
             return Err(EngineError::Protocol {
                 during: "receiving pages",
                 what: format!("it sent pages of {} bytes, not as offered", pages.summary.page_size_bytes),
             });
         }
-        for run in pages.runs {
-            self.check(run)?;
-        }
+        pages.runs.iter().try_for_each(|run| self.check(run).map(drop))
+    }
+
+    /// Writes one batch. Every run is checked before the first is written.
+    pub fn write(&mut self, memory: &dyn GuestMemory, pages: &Pages<'_>) -> Result<(), EngineError> {
+        self.check_batch(pages)?;
         let mut result = Ok(());
         pages.each(|run, data| {
             if result.is_ok() {

@@ -33,6 +33,16 @@ pub enum CommitBy {
     Caller,
 }
 
+/// What a checkpoint is: a stream in a file, with nobody at its other end yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointMode {
+    /// The functions move into the file: released here once it is durable, restorable once.
+    Move,
+    /// The functions go on here; the file is restored into other functions, as often as wished.
+    Copy,
+}
+
 /// The terms of one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -48,15 +58,30 @@ pub struct Terms {
     /// that makes no difference.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub descriptors: bool,
+    /// The stream is a checkpoint in a file. Not written where it is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<CheckpointMode>,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { memory: MemoryBy::Engine, commit: CommitBy::Session, duplex: true, descriptors: false }
+        Self { memory: MemoryBy::Engine, commit: CommitBy::Session, duplex: true, descriptors: false, checkpoint: None }
     }
 }
 
 impl Terms {
+    /// Those of a checkpoint: nobody answers, and the commit is in the file.
+    #[must_use]
+    pub fn checkpoint(mode: CheckpointMode) -> Self {
+        Self {
+            memory: MemoryBy::Engine,
+            commit: CommitBy::Caller,
+            duplex: false,
+            descriptors: false,
+            checkpoint: Some(mode),
+        }
+    }
+
     /// Whether the engine does all of it.
     #[must_use]
     pub fn is_default(&self) -> bool {
@@ -76,6 +101,13 @@ impl Terms {
         if !self.duplex && self.commit == CommitBy::Session {
             return Err(EngineError::Config {
                 what: "over a one-way link no commit can be answered: the caller has to carry it".into(),
+            });
+        }
+        if let Some(mode) = self.checkpoint
+            && self != Self::checkpoint(mode)
+        {
+            return Err(EngineError::Config {
+                what: "a checkpoint goes one way, holds all of memory, and has its commit in the file".into(),
             });
         }
         Ok(())
@@ -121,5 +153,7 @@ mod tests {
         assert!(Terms { memory: MemoryBy::Passed, ..by_caller }.check().is_err());
         assert!(Terms { descriptors: true, ..by_caller }.check().is_err());
         assert!(Terms { memory: MemoryBy::Passed, descriptors: true, ..Terms::default() }.check().is_ok());
+        let checkpoint = Terms::checkpoint(CheckpointMode::Copy);
+        assert!(checkpoint.check().is_ok() && Terms { duplex: true, ..checkpoint }.check().is_err());
     }
 }

@@ -440,6 +440,7 @@ pub const PASSED: Terms = Terms {
     commit: towline_engine::session::CommitBy::Session,
     duplex: true,
     descriptors: true,
+    checkpoint: None,
 };
 
 /// As [`run_source`], with `memory` passed. The first section has a descriptor.

@@ -56,7 +56,7 @@ impl DestinationSession {
     /// [`DestinationSession::wait_commit`].
     pub fn commit_by_caller(&mut self, epoch: u64) -> Result<u64, EngineError> {
         self.expect("commit_by_caller", &[Step::Prepared])?;
-        if self.terms.commit != CommitBy::Caller {
+        if self.terms.commit != CommitBy::Caller || self.restore.is_some() {
             return Err(self.misuse("commit_by_caller"));
         }
         if epoch != self.epoch {
@@ -68,9 +68,11 @@ impl DestinationSession {
     }
 
     /// Takes the functions over, once `commit` has come.
-    fn take(&mut self, commit: impl FnOnce(&mut Self) -> Result<(), EngineError>) -> Result<u64, EngineError> {
+    pub(super) fn take(
+        &mut self,
+        commit: impl FnOnce(&mut Self) -> Result<(), EngineError>,
+    ) -> Result<u64, EngineError> {
         let start = Instant::now();
-        let epoch = self.epoch;
         self.attempt(|s| {
             commit(s)?;
             s.config.points.hit("destination:commit-received")?;
@@ -80,7 +82,7 @@ impl DestinationSession {
         self.link.disarm();
         self.timings.add("wait-commit", start);
         let start = Instant::now();
-        let session = self.config.fence_session(&self.offer);
+        let (session, epoch) = (self.fence_session(), self.epoch);
         match self.config.fence.append(session, Role::Destination, Record::Committed { epoch }) {
             Ok(()) => {}
             Err(error @ FenceError::Refused { .. }) => {
@@ -101,6 +103,7 @@ impl DestinationSession {
             memory.open_gate();
         }
         self.note_late("destination:commit-durable");
+        self.consume_checkpoint();
         // As if it had not come so far: the source asks later.
         if self.terms.commit == CommitBy::Session && self.late_error.is_none() {
             // Where this fails the source asks later; the ownership is decided.
@@ -112,7 +115,7 @@ impl DestinationSession {
     }
 
     /// A failure after the commit: nothing is taken back for it.
-    fn note_late(&mut self, point: &'static str) {
+    pub(super) fn note_late(&mut self, point: &'static str) {
         if let Err(error) = self.config.points.hit(point) {
             self.late_error.get_or_insert(error);
         }
@@ -120,7 +123,7 @@ impl DestinationSession {
 
     /// The step has failed and was rolled back, durably; a source that has sent COMMIT is told so.
     fn refuse_commit(&mut self, error: EngineError) -> Result<(), EngineError> {
-        let refused = self.config.fence.records(self.config.fence_session(&self.offer), Role::Destination);
+        let refused = self.config.fence.records(self.fence_session(), Role::Destination);
         if refused.is_ok_and(|r| matches!(r.last(), Some(Record::Aborted { .. } | Record::Refused { .. }))) {
             self.config.points.hit("destination:refusal-durable")?;
         }

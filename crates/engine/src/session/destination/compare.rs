@@ -21,7 +21,8 @@ pub(super) fn compare_terms(offer: &Offer, terms: Terms, link: &dyn Link, epoch_
             mend: "say the same on both sides about memory, commit and stream".into(),
         });
     }
-    if !terms.duplex && offer.epoch <= epoch_seen {
+    // What a checkpoint may have been overtaken by is told from the records of its session.
+    if !terms.duplex && terms.checkpoint.is_none() && offer.epoch <= epoch_seen {
         found.push(Mismatch {
             code: "epoch-stale".into(),
             message: format!("epoch {} is offered, {epoch_seen} was seen here for these functions", offer.epoch),

@@ -1,5 +1,6 @@
 //! The receiving side: its configuration, its states, and the opening dialogue.
 
+mod checkpoint;
 mod commit;
 mod compare;
 mod descriptors;
@@ -13,6 +14,7 @@ use towline_core::memory::{GuestMemory, MemoryRange};
 use towline_linux::memory::MappedMemory;
 use uuid::Uuid;
 
+use self::checkpoint::Restore;
 use self::compare::{compare, compare_terms};
 use self::descriptors::SectionDescriptor;
 use super::keeper::{KEEPALIVE, Keeper, every};
@@ -25,6 +27,8 @@ use crate::faultpoints::FaultPoints;
 use crate::fence::{Fence, Record, Role};
 use crate::link::{FAREWELL, Link, close};
 use crate::wire::{Receiver, Sender};
+
+pub(crate) use receive::{Expected, begun, expected, find};
 
 /// What a destination session is made of before it knows what is offered.
 pub struct DestinationConfig {
@@ -140,18 +144,20 @@ impl Step {
 
     fn allowed(self, terms: Terms) -> &'static str {
         match self {
-            Self::New => "read_offer, abort",
-            Self::Offered => "answer, refuse, abort",
+            Self::New => "read_offer (read_checkpoint), abort",
+            Self::Offered => "answer (answer_checkpoint), refuse, abort",
             Self::Answered if terms.memory == MemoryBy::Passed => "receive_memory, abort",
             Self::Mapped => "memory_taken, abort",
             Self::Answered | Self::Taken => "receive, abort",
             Self::Loaded => "prepared, abort",
+            Self::Prepared if terms.checkpoint.is_some() => "take_checkpoint, abort",
             Self::Prepared if terms.commit == CommitBy::Caller => "commit_by_caller, abort",
             Self::Prepared => "wait_commit, abort",
             Self::Failed => "abort",
             Self::Unknown => "nothing: open the journal again and recover",
             Self::Committed => "resume",
             Self::Resumed => "running",
+            Self::Running if terms.checkpoint.is_some() => "empty_checkpoint",
             Self::Running | Self::Over => "nothing, it is over",
         }
     }
@@ -188,6 +194,8 @@ pub struct DestinationSession {
     pub(super) late_error: Option<EngineError>,
     pub(super) resume_us: u64,
     pub(super) timings: Timings,
+    /// The checkpoint behind the link, where it is one.
+    pub(super) restore: Option<Box<Restore>>,
 }
 
 impl DestinationSession {
@@ -233,6 +241,7 @@ impl DestinationSession {
             late_error: None,
             resume_us: 0,
             timings: Timings::default(),
+            restore: None,
         })
     }
 
@@ -373,6 +382,12 @@ impl DestinationSession {
         self.roll_back("ERR_TOWLINE_ABORTED", reason)
     }
 
+    /// The session as the fence has it.
+    pub(super) fn fence_session(&self) -> Uuid {
+        let restored = self.restore.as_ref().and_then(|r| r.session);
+        restored.or(self.offer.as_ref().map(|o| o.session)).unwrap_or_default()
+    }
+
     /// How long each phase took so far.
     #[must_use]
     pub fn timings(&self) -> &Timings {
@@ -451,17 +466,17 @@ impl DestinationSession {
         if self.opened {
             // First of all: from here on this epoch can't commit, whatever arrives.
             let record = Record::Aborted { reason: reason.to_owned() };
-            let appended =
-                match self.config.fence.append(self.config.fence_session(&self.offer), Role::Destination, record) {
-                    // Somebody asked and was refused meanwhile: that is durable and says the same. A commit can't be there.
-                    Err(FenceError::Refused { .. }) => Ok(()),
-                    other => other,
-                };
+            let appended = match self.config.fence.append(self.fence_session(), Role::Destination, record) {
+                // Somebody asked and was refused meanwhile: that is durable and says the same. A commit can't be there.
+                Err(FenceError::Refused { .. }) => Ok(()),
+                other => other,
+            };
             if let Err(error) = appended {
                 close(&mut self.link);
                 return Err(error.into());
             }
         }
+        self.unclaim();
         if tell {
             let reason: String = reason.chars().take(1000).collect();
             let message = if refuse {
@@ -503,12 +518,6 @@ fn may_answer(fence: &dyn Fence, session: Uuid, functions: &[String], expected: 
         }
     }
     Ok(unopened < MAX_UNOPENED)
-}
-
-impl DestinationConfig {
-    fn fence_session(&self, offer: &Option<Offer>) -> Uuid {
-        offer.as_ref().map_or(Uuid::nil(), |o| o.session)
-    }
 }
 
 impl Drop for DestinationSession {

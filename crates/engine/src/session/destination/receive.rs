@@ -14,15 +14,15 @@ use crate::session::{MemoryBy, channel_error, set_state};
 use crate::wire::{MEMORY_CHANNEL, function_channel, section_channel};
 
 /// One section while it comes in; the rules of the stream see to order and contents, this to what was offered.
-pub(super) struct Expected {
+pub(crate) struct Expected {
     channel: u32,
-    kind: SectionKind,
+    pub kind: SectionKind,
     /// As in the digests.
-    label: String,
+    pub label: String,
     /// As in its SECTION_BEGIN.
-    name: String,
-    begun: bool,
-    done: bool,
+    pub name: String,
+    pub begun: bool,
+    pub done: bool,
 }
 
 impl Expected {
@@ -94,9 +94,13 @@ impl DestinationSession {
             }
         };
         self.epoch = epoch;
+        // A restore that fails must not use up the checkpoint: it is in the fence from its claim on.
+        if self.restore.is_some() {
+            return self.empty_memory();
+        }
         let functions: Vec<String> = offer.functions.iter().map(|f| f.id.clone()).collect();
         epoch_step_limit(epoch, self.config.fence.highest_epoch(&functions)?)?;
-        let record = Record::Opened { session: offer.session, role: Role::Destination, functions, epoch };
+        let record = Record::Opened { session: offer.session, role: Role::Destination, functions, epoch, file: None };
         self.config.fence.append(offer.session, Role::Destination, record)?;
         self.opened = true;
         self.config.points.hit("destination:opened")
@@ -244,7 +248,7 @@ impl DestinationSession {
 }
 
 /// Everything that has to come.
-fn expected(offer: &Offer) -> Vec<Expected> {
+pub(crate) fn expected(offer: &Offer) -> Vec<Expected> {
     let new = |channel, kind, label, name: &str| Expected {
         channel,
         kind,
@@ -267,12 +271,12 @@ fn expected(offer: &Offer) -> Vec<Expected> {
     sections
 }
 
-fn find(sections: &mut [Expected], channel: u32) -> Result<&mut Expected, EngineError> {
+pub(crate) fn find(sections: &mut [Expected], channel: u32) -> Result<&mut Expected, EngineError> {
     sections.iter_mut().find(|s| s.channel == channel).ok_or_else(|| not_offered(channel))
 }
 
 /// A section that is open by the rules of the stream, and was offered.
-fn begun(sections: &mut [Expected], channel: u32) -> Result<&mut Expected, EngineError> {
+pub(crate) fn begun(sections: &mut [Expected], channel: u32) -> Result<&mut Expected, EngineError> {
     find(sections, channel).and_then(|s| if s.begun && !s.done { Ok(s) } else { Err(not_offered(channel)) })
 }
 

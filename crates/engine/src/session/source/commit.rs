@@ -208,7 +208,7 @@ impl SourceSession {
     /// [`EngineError::InDoubt`] where the intent is durable and the session ends all the same; before it as for any other step.
     pub fn intent(&mut self) -> Result<CommitInfo, EngineError> {
         self.expect("intent", &[Step::Prepared])?;
-        self.needs("intent", self.terms.commit == CommitBy::Caller)?;
+        self.needs("intent", self.terms.commit == CommitBy::Caller && self.terms.checkpoint.is_none())?;
         let intent_ms = self.make_intent(Step::Intended)?;
         Ok(CommitInfo { epoch: self.epoch, intent_ms, round_trip_ms: 0.0, peer_journal_ms: 0.0 })
     }
@@ -370,17 +370,19 @@ impl SourceSession {
             let _ = self.say(&Message::Abort { code, reason: reason.chars().take(1000).collect() });
         }
         close(&mut self.link);
-        if self.opened {
-            let record = Record::Aborted { reason: reason.to_owned() };
-            self.append_once(record)?;
-        }
+        let recorded = match self.opened {
+            true => self.append_once(Record::Aborted { reason: reason.to_owned() }),
+            false => Ok(()),
+        };
+        self.drop_checkpoint(&recorded);
+        recorded?;
         self.timings.add("abort", start);
         self.config.points.hit("source:aborted")?;
         Ok(outcomes)
     }
 
     /// Appends what a recovery beside this session may have made durable already.
-    fn append_once(&self, record: Record) -> Result<(), FenceError> {
+    pub(super) fn append_once(&self, record: Record) -> Result<(), FenceError> {
         let records = self.config.fence.records(self.config.session, Role::Source)?;
         if records.last().is_some_and(|last| last.name() == record.name()) {
             return Ok(());

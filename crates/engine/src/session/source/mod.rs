@@ -1,5 +1,6 @@
 //! The sending side: its configuration, its states, and the opening dialogue.
 
+mod checkpoint;
 mod commit;
 mod measure;
 mod memory;
@@ -27,6 +28,7 @@ use super::state_io::{CHUNK_BYTES, StateDigest};
 use super::terms::cannot_pass;
 use super::{MemoryBy, NamedSource, SessionFunction, Terms, Timings};
 use crate::cancel::Cancel;
+use crate::checkpoint::CheckpointFile;
 use crate::dialogue::{
     DIALOGUE_VERSION, MAX_EPOCH, Message, Mismatch, Offer, OfferedFunction, OfferedRange, epoch_step_limit,
 };
@@ -116,6 +118,8 @@ pub struct SourceSession {
     pub(super) timings: Timings,
     pub(super) chunk: Vec<u8>,
     pub(super) nonce: u64,
+    /// The file behind the link, where that is a checkpoint.
+    pub(super) checkpoint: Option<CheckpointFile>,
 }
 
 impl SourceSession {
@@ -186,6 +190,7 @@ impl SourceSession {
             timings: Timings::default(),
             chunk: Vec::new(),
             nonce: 0,
+            checkpoint: None,
         })
     }
 
@@ -306,7 +311,9 @@ impl SourceSession {
         self.attempt(|s| {
             let start = Instant::now();
             let functions = s.function_ids();
-            let record = Record::Opened { session: s.config.session, role: Role::Source, functions, epoch: s.epoch };
+            let file = s.checkpoint_path();
+            let record =
+                Record::Opened { session: s.config.session, role: Role::Source, functions, epoch: s.epoch, file };
             s.config.fence.append(s.config.session, Role::Source, record)?;
             s.opened = true;
             s.timings.add("journal-open", start);

@@ -1,6 +1,6 @@
 //! How far a source session is, and what may be called then.
 
-use crate::session::{CommitBy, MemoryBy, Terms};
+use crate::session::{CheckpointMode, CommitBy, MemoryBy, Terms};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::session) enum Step {
@@ -19,6 +19,8 @@ pub(in crate::session) enum Step {
     Intended,
     Committed,
     Acknowledged,
+    /// Everything is in the file, and the functions run again.
+    Copied,
     Released,
     Aborted,
 }
@@ -40,6 +42,7 @@ impl Step {
             Self::Intended => "intended: the caller carries the commit",
             Self::Committed => "committed",
             Self::Acknowledged => "running at the destination",
+            Self::Copied => "copied: the functions run again",
             Self::Released => "released",
             Self::Aborted => "aborted",
         }
@@ -63,6 +66,9 @@ impl Step {
             Self::Stopped => "final_pass, abort",
             Self::Final if by_caller => "harvest, send_section, prepare, abort",
             Self::Final => "send_section, prepare, abort",
+            Self::Prepared if terms.checkpoint == Some(CheckpointMode::Move) => "seal, abort",
+            Self::Prepared if terms.checkpoint == Some(CheckpointMode::Copy) => "resume_copied, abort",
+            Self::Copied => "seal",
             Self::Prepared if terms.commit == CommitBy::Caller => "intent, abort",
             Self::Prepared => "commit, ping, abort",
             Self::Intended if terms.duplex => {
