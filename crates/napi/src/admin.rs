@@ -10,7 +10,7 @@ use towline_core::channel::{ChannelError, ChannelErrorKind, Pending, ReadOutcome
 use towline_core::fsm::{DeviceState, MigrationFlags};
 use towline_nvme::admin::{AdminClient, AdminError, TransportError};
 use towline_nvme::hmlm::{FunctionReset, HmlmChannel, HmlmConfig, TrackConfig, TrackReceiveSource};
-use towline_nvme::identify::{oacs, trattr};
+use towline_nvme::identify::{NamespaceIds, oacs, trattr};
 use towline_nvme::limit::RateLimit;
 use towline_nvme::resources::{Resource, VirtualizationAction};
 use uuid::Uuid;
@@ -194,12 +194,15 @@ impl NativeAdmin {
     #[napi]
     pub fn namespaces<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
         self.ask(env, "namespaces", |client| {
+            let active = client.active_namespaces()?;
             client
                 .allocated_namespaces()?
                 .into_iter()
                 .map(|nsid| {
                     let ns = client.identify_allocated_namespace(nsid)?;
-                    let ids = client.namespace_ids(nsid)?;
+                    // Of one that is private to another controller only what is above can be asked here: its NGUID, and no UUID.
+                    let ids =
+                        if active.contains(&nsid) { client.namespace_ids(nsid)? } else { NamespaceIds::default() };
                     let block = ns.block_bytes().unwrap_or(0);
                     Ok(json!({
                         "nsid": nsid,
