@@ -65,6 +65,15 @@ export type { EmbeddedController } from './native/binding.js';
 export { exposureFor, type Exposure, type ExposureOwnership } from './exposure/exposure.js';
 export * from './function/index.js';
 export * from './host/index.js';
+export { checkpoint } from './migration/checkpoint.js';
+export {
+  checkpointModes,
+  type CheckpointFileOptions,
+  type CheckpointMode,
+  type CheckpointOptions,
+  type CheckpointPolicy,
+  type RestoreOptions,
+} from './migration/checkpoint-options.js';
 export { receive } from './migration/destination.js';
 export type { Doubt, Settled } from './migration/doubt.js';
 export type { FaultPoints } from './migration/faults.js';
@@ -101,6 +110,7 @@ export { DIAGNOSTICS_CHANNEL, type MigrationEvent } from './migration/progress.j
 export type { ReleaseFailure } from './migration/release.js';
 export type { MigrationReport, Outcome } from './migration/report.js';
 export { recover, type Recovered, type RecoverOptions } from './migration/recover.js';
+export { restore } from './migration/restore.js';
 export { MigrationSession } from './migration/session.js';
 export type { SessionAdvice, SessionLimits, SessionMeans, SessionSample } from './migration/session-advice.js';
 export type { DestinationSession, DestinationSessionState } from './migration/session-destination.js';

@@ -13,6 +13,7 @@ import { checkLifecycleArc } from './lifecycle.js';
 import { checkUuid } from './spec.js';
 import type {
   ControlledFunction,
+  ExplainOptions,
   ExposeOptions,
   ExposureHandover,
   ExposureName,
@@ -54,7 +55,7 @@ export abstract class BaseFunction implements ControlledFunction {
   protected abstract openDirtySources(): readonly DirtySource[];
   abstract descriptor(options?: WaitOptions): Promise<FunctionDescriptor>;
   /** The reasons that the device gives; those of the lifecycle are added here. */
-  protected abstract explainDevice(options?: WaitOptions): Promise<readonly Reason[]>;
+  protected abstract explainDevice(options?: ExplainOptions): Promise<readonly Reason[]>;
 
   get uuid(): string {
     return this.#uuid;
@@ -110,7 +111,7 @@ export abstract class BaseFunction implements ControlledFunction {
     return this.#sources;
   }
 
-  async explain(options?: WaitOptions): Promise<readonly Reason[]> {
+  async explain(options?: ExplainOptions): Promise<readonly Reason[]> {
     if (this.#state === 'released') {
       return [{ code: 'function-released', message: `${this.name} was released`, mend: 'provision a function' }];
     }

@@ -13,6 +13,7 @@ export {
   exposureNames,
   functionKinds,
   type ControlledFunction,
+  type ExplainOptions,
   type ExposeOptions,
   type ExposureHandover,
   type ExposureState,

@@ -74,6 +74,7 @@ export type ReasonCode =
   | 'no-state-format'
   | 'no-dirty-tracking'
   | 'namespace-not-shared'
+  | 'namespace-shared'
   | 'namespace-without-identity'
   | 'no-guest-memory'
   | 'exposure-not-transferable'
@@ -158,6 +159,12 @@ export interface ExposureState {
   forget(): Promise<void>;
 }
 
+/** What is asked of `explain()`. */
+export interface ExplainOptions extends WaitOptions {
+  /** Why it can't be copied by a checkpoint, in place of why it can't be migrated. Default: false. */
+  copy?: boolean | undefined;
+}
+
 /** What a migration needs of a function; the least that a driver implements. */
 export interface MigratableFunction {
   /** Kept through migrations; lower-case with dashes. */
@@ -182,8 +189,8 @@ export interface MigratableFunction {
   readonly exposureState?: ExposureState | undefined;
   /** What a destination must match. */
   descriptor(options?: WaitOptions): Promise<FunctionDescriptor>;
-  /** Every reason why it can't be migrated now; empty where it can. */
-  explain(options?: WaitOptions): Promise<readonly Reason[]>;
+  /** Every reason why it can't be migrated now, or copied where that is asked; empty where it can. */
+  explain(options?: ExplainOptions): Promise<readonly Reason[]>;
   /** Whether somebody drives it now, as far as that can be told. */
   inUse?(): Promise<boolean>;
   /** Set while nobody knows whether it belongs here: it is stopped, and stays so until `recover` knows. */

@@ -4,13 +4,16 @@ import type { FunctionDescriptor, MigratableFunction } from '../function/types.j
 import type { OfferedFunction } from './offer.js';
 
 /** `explain()` has the last word before anything is opened. */
-export async function refuseUnmigratable(functions: readonly MigratableFunction[]): Promise<void> {
+export async function refuseUnmigratable(
+  functions: readonly MigratableFunction[],
+  options: { copy?: boolean } = {},
+): Promise<void> {
   if (functions.length === 0) throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', 'there is no function to migrate');
   for (const fn of functions) {
-    const [first, ...more] = await fn.explain();
+    const [first, ...more] = await fn.explain(options);
     if (first === undefined) continue;
     const code = first.code === 'in-doubt' ? 'ERR_TOWLINE_IN_DOUBT' : 'ERR_TOWLINE_STATE';
-    throw new TowlineError(code, `${fn.name} can't be migrated: ${first.message}`, {
+    throw new TowlineError(code, `${fn.name} can't be ${options.copy ? 'copied' : 'migrated'}: ${first.message}`, {
       function: fn.uuid,
       details: { reasons: [first, ...more] },
     });

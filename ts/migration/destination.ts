@@ -40,6 +40,7 @@ interface ReadOffer {
 /** How a link ends over which no offer comes: bytes that mean nothing, silence, or nobody there any more. */
 const NO_OFFER: ReadonlySet<string> = new Set([
   'ERR_TOWLINE_STREAM',
+  'ERR_TOWLINE_STREAM_VERSION',
   'ERR_TOWLINE_PROTOCOL',
   'ERR_TOWLINE_LIMIT',
   'ERR_TOWLINE_LINK',

@@ -25,6 +25,11 @@ export function faultPoints(): readonly string[] {
   return nativeSync(() => binding().faultPoints());
 }
 
+/** Those that only `checkpoint` (`checkpoint:…`) or `restore` (`restore:…`) passes; docs/guides/checkpoints.md says when. */
+export function checkpointPoints(): readonly string[] {
+  return nativeSync(() => binding().checkpointPoints());
+}
+
 /** As native sessions take it. */
 export function faultsJson(faults: FaultPoints | undefined): unknown {
   if (faults === undefined) return null;

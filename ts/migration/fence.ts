@@ -8,7 +8,7 @@ export type Role = 'source' | 'destination';
 /**
  * One durable fact of a session. Epochs are whole numbers up to 2^53 - 1.
  *
- * - `opened`: the session exists, with its functions and its epoch.
+ * - `opened`: the session exists, with its functions and its epoch, and with the path of its file where it is a checkpoint.
  * - `intent`: source: COMMIT counts as sent from here on.
  * - `committed`: destination: it owns the functions.
  * - `refused`: destination: this epoch can never commit.
@@ -17,7 +17,7 @@ export type Role = 'source' | 'destination';
  * - `declared-dead`: source: a person declared that the destination stays dead, and took the functions back.
  */
 export type FenceRecord =
-  | { record: 'opened'; session: string; role: Role; functions: string[]; epoch: number }
+  | { record: 'opened'; session: string; role: Role; functions: string[]; epoch: number; file?: string }
   | { record: 'intent' | 'committed'; epoch: number }
   | { record: 'refused'; epoch: number; reason: string }
   | { record: 'released' }

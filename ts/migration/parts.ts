@@ -15,7 +15,8 @@ export interface SessionInput {
   /** Whether the functions' dirty sources are wanted: memory that is passed is not tracked. Default true. */
   tracked?: boolean;
   fence: Fence | Journal;
-  link: NativeLink;
+  /** `null` where the session makes its own. */
+  link: NativeLink | null;
   onProgress: (json: string) => void;
 }
 

@@ -14,6 +14,7 @@
  * - `journal`: the source's and the destination's journal syncs.
  * - `commit`: COMMIT and its answer, without the journals.
  * - `resume`: the destination's functions start, and it says so. Here the downtime ends; its `resume` hook comes after.
+ * - `sync`: a checkpoint: the file is made durable, and has its name.
  * - `release`: the source lets go, outside of the downtime.
  */
 export const PHASES = [
@@ -30,6 +31,7 @@ export const PHASES = [
   'journal',
   'commit',
   'resume',
+  'sync',
   'release',
 ] as const;
 

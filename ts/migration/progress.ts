@@ -6,7 +6,7 @@ import type { Mismatch } from './offer.js';
 import type { DirtyBySource } from './writers.js';
 
 /**
- * What a migration tells while it is under way. A discriminated union over `type`; new members may be added in minor
+ * What a migration tells while it is under way; `checked` is how far a checkpoint was read before anything is touched. A discriminated union over `type`; new members may be added in minor
  * versions, so switch with a default.
  */
 export type MigrationEvent =
@@ -45,6 +45,7 @@ export type MigrationEvent =
       bytesPerSecond: number | null;
       why: string;
     }
+  | { type: 'checked'; session: string; bytes: number; totalBytes: number }
   | { type: 'in-doubt'; session: string; why: string }
   | { type: 'report'; session: string; report: MigrationReport };
 

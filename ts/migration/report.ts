@@ -1,4 +1,5 @@
 import type { ConvergeReport } from './converge.js';
+import type { CheckpointMode } from './checkpoint-options.js';
 import type { Forecast } from './forecast.js';
 import type { Mismatch } from './offer.js';
 import type { PhaseTime } from './phases.js';
@@ -7,12 +8,13 @@ import type { ReleaseFailure } from './release.js';
 /**
  * How a migration ended.
  *
- * - `committed`: the destination owns the functions and runs them.
+ * - `committed`: the destination owns the functions and runs them; at the source of a checkpoint: the file owns them.
+ * - `copied`: a copy of them is in the file, and they go on here.
  * - `rolled-back`: nothing moved; the source runs on.
  * - `in-doubt`: the link broke after COMMIT-INTENT: the source is fenced and stopped until `recover` settles it.
  * - `dry-run`: it ended after the forecast, as asked.
  */
-export type Outcome = 'committed' | 'rolled-back' | 'in-doubt' | 'dry-run';
+export type Outcome = 'committed' | 'copied' | 'rolled-back' | 'in-doubt' | 'dry-run';
 
 /** What a migration was, at its end. All times in milliseconds. */
 export interface MigrationReport {
@@ -27,7 +29,7 @@ export interface MigrationReport {
   /**
    * From the instant the function may no longer execute at the source to the instant that the source learns it may at the
    * destination, the hold left out: an upper bound, which holds the time of that message. 0 where it never stopped; after a
-   * rollback, until it ran again at the source.
+   * rollback, and of a copy, until it ran again at the source. Of a checkpoint that moves, until the file was durable.
    */
   downtimeMs: number;
   totalMs: number;
@@ -43,6 +45,8 @@ export interface MigrationReport {
   forecast?: Forecast;
   /** What was done so that it converges; missing where the policy allowed nothing. */
   converge?: ConvergeReport;
+  /** The file, where it was a checkpoint; its bytes are 0 as long as it is none. */
+  checkpoint?: { path: string; mode: CheckpointMode; bytes: number };
   /** Functions that the destination runs, and that the source could not give back; missing where there is none. */
   releaseFailures?: ReleaseFailure[];
 }

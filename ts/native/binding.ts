@@ -325,6 +325,10 @@ export interface NativeSourceSession {
   sendSection(name: string, data: Uint8Array, fdNames: readonly string[], fds: readonly number[]): Promise<void>;
   prepare(): Promise<string>;
   commit(): Promise<string>;
+  /** A copy, after `prepare`: the functions run again; JSON outcomes as of `abort` */
+  resumeCopied(): Promise<string>;
+  /** A checkpoint: {epoch, bytes, syncMs, journalMs} */
+  seal(): Promise<string>;
   waitRunning(): Promise<string>;
   release(): Promise<string>;
   abort(reason: string): Promise<string>;
@@ -343,6 +347,14 @@ export interface NativeSourceSession {
 /** One migration, at the destination. */
 export interface NativeDestinationSession {
   readOffer(): Promise<string>;
+  /** A checkpoint in place of `readOffer`: as that, with {mode, bytes, pages} */
+  readCheckpoint(): Promise<string>;
+  /** A checkpoint in place of `answer`, with the mismatches of both: {accepted, mismatches} */
+  answerCheckpoint(json: string): Promise<string>;
+  /** A checkpoint in place of `waitCommit`: {epoch, journalMs} */
+  takeCheckpoint(): Promise<string>;
+  /** Once it runs: gives the room of a move's file back. */
+  emptyCheckpoint(): Promise<void>;
   /** {accepted, mismatches} */
   answer(json: string): Promise<string>;
   /** Where memory is passed: maps it. Writes to it wait for the commit. */
@@ -386,6 +398,8 @@ export interface NativeBinding extends NativeHost, NativeDirtyBinding {
   version(): string;
   /** Every point at which a crash or a failure can be rehearsed, in order. */
   faultPoints(): string[];
+  /** Those that only a checkpoint or its restore passes. */
+  checkpointPoints(): string[];
   monotonicNs(): bigint;
   memfd(name: string, lengthBytes: bigint): number;
   GuestMemory: new () => NativeGuestMemory;
@@ -412,6 +426,15 @@ export interface NativeBinding extends NativeHost, NativeDirtyBinding {
   openJournal(directory: string): NativeJournal;
   sourceSession(configJson: string, parts: NativeSessionParts): NativeSourceSession;
   destinationSession(configJson: string, parts: NativeSessionParts): NativeDestinationSession;
+  /** `mode`: 'move' | 'copy' */
+  checkpointSession(
+    configJson: string,
+    parts: NativeSessionParts,
+    path: string,
+    mode: string,
+    overwrite: boolean,
+  ): NativeSourceSession;
+  restoreSession(configJson: string, parts: NativeSessionParts, path: string): NativeDestinationSession;
   /** BAR policy (JSON, see ts/bar/policy.ts) → compiled filter in its documented flat layout. */
   compileBarPolicy(policyJson: string): Uint8Array;
   /** Largest ranges that may be mapped straight through: JSON [{offset,len}] as decimal strings. */
@@ -447,7 +470,8 @@ export interface NativeStreamInspector {
 }
 
 export interface NativeSessionParts {
-  link: NativeLink;
+  /** `null` where the session makes its own. */
+  link: NativeLink | null;
   fence: NativeFence;
   memory: NativeGuestMemory | null;
   functions: { uuid: string; name: string; channel: NativeStateChannel; dirty: NativeDirtySource[] }[];

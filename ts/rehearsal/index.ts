@@ -3,7 +3,7 @@
  * @module
  */
 export type { EmbeddedNamespace, EmbeddedOptions } from '../drivers/embedded.js';
-export { faultPoints, type FaultPoints } from '../migration/faults.js';
+export { checkpointPoints, faultPoints, type FaultPoints } from '../migration/faults.js';
 export type { EmbeddedController, EmbeddedFault } from '../native/binding.js';
 export { setFaults, setRates, type Fault, type FaultAction, type Rates } from './faults.js';
 export { parseFaultRule, parseRates, type FaultRule } from './rule.js';

@@ -6,6 +6,7 @@ use napi::Env;
 use napi::bindgen_prelude::Object;
 use napi_derive::napi;
 use serde_json::{Value, json};
+use towline_engine::checkpoint;
 use towline_engine::error::FenceError;
 use towline_engine::fence::{Fence, Record, Role, check_append, epoch_of};
 use towline_engine::journal::Journal;
@@ -127,6 +128,10 @@ impl NativeJournal {
                 }
                 other => other?,
             };
+            // A checkpoint has nobody who could be asked: its folder tells.
+            if let Some((verdict, answer)) = checkpoint::recover(journal.as_ref(), session, role)? {
+                return Ok(json!({ "verdict": verdict, "answer": answer }).to_string());
+            }
             let mut answer = None;
             if decide(role, &records, None) == Verdict::InDoubt
                 && let Some(link) = &mut link

@@ -1,5 +1,6 @@
 //! Both sides of a migration as objects of JavaScript: each step of the engine's sessions is a promise.
 
+mod checkpoint;
 mod destination;
 mod parts;
 mod source;

@@ -96,3 +96,23 @@ export function explainNamespaces(cntlid: number, namespaces: readonly NvmeNames
   }
   return reasons;
 }
+
+/** Disks that the copy and the function that was copied would both write. */
+export function explainCopiedNamespaces(cntlid: number, namespaces: readonly NvmeNamespace[]): Reason[] {
+  const reasons: Reason[] = [];
+  for (const n of namespaces) {
+    if (!n.attached.includes(cntlid)) continue;
+    const others = n.attached.length - 1;
+    if (!n.shared && others === 0) continue;
+    const how =
+      others === 0
+        ? 'can be attached to several controllers (NMIC bit 0 is set)'
+        : `is attached to ${others} more controllers`;
+    reasons.push({
+      code: 'namespace-shared',
+      message: `namespace ${n.nsid} ${how}: a copy would write the disk that the function goes on to write`,
+      mend: 'checkpoint it as a move, or detach the namespace and give the guest a private one, which you copy yourself while it is paused',
+    });
+  }
+  return reasons;
+}

@@ -6,6 +6,7 @@ import type { DirtySource, StateChannel } from '../../function/channel.js';
 import { TowlineError } from '../../errors.js';
 import { BaseFunction } from '../../function/controlled.js';
 import type {
+  ExplainOptions,
   ExposureName,
   ExposureState,
   FunctionDescriptor,
@@ -19,7 +20,7 @@ import type { VfioHandle } from '../vfio/handle.js';
 import type { ControllingFunction } from '../driver.js';
 import type { NvmeNamespace } from './admin.js';
 import type { NvmeBackend } from './backend.js';
-import { explainController, explainNvme, explainNamespaces } from './explain.js';
+import { explainController, explainCopiedNamespaces, explainNvme, explainNamespaces } from './explain.js';
 
 /** What a destination compares of a namespace: nothing that differs between two views of one disk. */
 function namespaceFact(n: NvmeNamespace): string {
@@ -139,7 +140,7 @@ export class NvmeFunction extends BaseFunction {
     };
   }
 
-  protected async explainDevice(): Promise<readonly Reason[]> {
+  protected async explainDevice(options: ExplainOptions = {}): Promise<readonly Reason[]> {
     const { admin } = this.#backend;
     const byController = explainController(await admin.identify(), await admin.stateFormats());
     // Where its VFIO driver migrates it, nothing is asked of the controlling function.
@@ -151,7 +152,7 @@ export class NvmeFunction extends BaseFunction {
         (await this.#backend.controllers()).find((c) => c.cntlid === this.cntlid),
         (await admin.secondaries()).find((s) => s.cntlid === this.cntlid),
       ),
-      ...explainNamespaces(this.cntlid, await admin.namespaces()),
+      ...(options.copy ? explainCopiedNamespaces : explainNamespaces)(this.cntlid, await admin.namespaces()),
       ...((await this.#backend.explain?.(this.cntlid)) ?? []),
     ];
   }

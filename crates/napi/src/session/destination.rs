@@ -1,6 +1,7 @@
 //! The destination's session.
 
 use std::os::fd::IntoRawFd as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use napi::Env;
@@ -13,7 +14,7 @@ use towline_engine::dialogue::{MAX_SECTION_BYTES, Mismatch};
 use towline_engine::faultpoints::FaultPoints;
 use towline_engine::session::{DestinationConfig, DestinationSession, DestinationTarget, Incoming, ReceiveProgress};
 
-use super::parts::{config_of, parts, points, set_idle_timeout};
+use super::parts::{Parts, config_of, link_of, parts, points};
 use super::{Progress, Shared, outcomes_json, send_progress, timings_json};
 use crate::fault::Fault;
 use crate::memory::GuestMemory;
@@ -21,9 +22,9 @@ use crate::numbers::u64_of_json;
 use crate::promise::run;
 
 /// The destination's session, and what it is received into until the answer takes it.
-struct Receiving {
-    session: DestinationSession,
-    target: Option<DestinationTarget>,
+pub(super) struct Receiving {
+    pub(super) session: DestinationSession,
+    pub(super) target: Option<DestinationTarget>,
 }
 
 /// See `NativeDestinationSession` in `ts/native/binding.ts`.
@@ -45,20 +46,37 @@ pub fn destination_session(config_json: String, parts_object: Object<'_>) -> nap
     let config = config_of(&config_json)?;
     let points = points(config.faults.as_ref())?;
     let mut parts = parts(&parts_object)?;
-    set_idle_timeout(parts.link.as_mut(), &config);
+    let link = link_of(parts.link.take(), &config)?;
     let cancel = Cancel::new();
-    let destination = DestinationConfig {
-        fence: parts.fence,
+    let destination = destination_config(&parts, &cancel, &points);
+    let session = DestinationSession::with_terms(destination, config.terms, link).map_err(Fault::from)?;
+    Ok(NativeDestinationSession::of(session, parts, cancel, points))
+}
+
+/// A session that restores the checkpoint at `path`.
+#[napi]
+pub fn restore_session(
+    config_json: String,
+    parts_object: Object<'_>,
+    path: String,
+) -> napi::Result<NativeDestinationSession> {
+    let config = config_of(&config_json)?;
+    let points = points(config.faults.as_ref())?;
+    let parts = parts(&parts_object)?;
+    let cancel = Cancel::new();
+    let destination = destination_config(&parts, &cancel, &points);
+    let session = DestinationSession::restore(destination, Path::new(&path)).map_err(Fault::from)?;
+    Ok(NativeDestinationSession::of(session, parts, cancel, points))
+}
+
+fn destination_config(parts: &Parts, cancel: &Cancel, points: &Arc<FaultPoints>) -> DestinationConfig {
+    DestinationConfig {
+        fence: parts.fence.clone(),
         expected: parts.functions.iter().map(|f| f.id.clone()).collect(),
         cancel: cancel.clone(),
         points: points.clone(),
         max_section_bytes: MAX_SECTION_BYTES,
-    };
-    let session = DestinationSession::with_terms(destination, config.terms, parts.link).map_err(Fault::from)?;
-    let target = DestinationTarget { functions: parts.functions, memory: parts.memory };
-    let receiving = Receiving { session, target: Some(target) };
-    let shared = Arc::new(Shared { session: Mutex::new(Some(receiving)), progress: parts.progress });
-    Ok(NativeDestinationSession { shared, cancel, points })
+    }
 }
 
 /// A descriptor that came with a section.
@@ -69,8 +87,30 @@ pub struct SectionFd {
 }
 
 #[derive(Deserialize)]
-struct AnswerJson {
-    mismatches: Vec<Mismatch>,
+pub(super) struct AnswerJson {
+    pub(super) mismatches: Vec<Mismatch>,
+}
+
+impl AnswerJson {
+    pub(super) fn of(json: &str) -> Result<Self, Fault> {
+        serde_json::from_str(json).map_err(|e| Fault::argument(format!("the answer has not its documented shape: {e}")))
+    }
+}
+
+pub(super) fn incoming_json(incoming: Incoming) -> Value {
+    match incoming {
+        Incoming::Offer(offer) => {
+            let memory: Vec<Value> =
+                offer.memory.iter().map(|m| json!({ "gpa": m.gpa.to_string(), "len": m.len.to_string() })).collect();
+            json!({
+                "type": "offer", "session": offer.session.to_string(), "epoch": offer.epoch.to_string(),
+                "descriptor": offer.descriptor, "memory": memory, "sections": offer.sections,
+            })
+        }
+        Incoming::Asked { session, epoch, outcome } => json!({
+            "type": "asked", "session": session.to_string(), "epoch": epoch.to_string(), "outcome": outcome,
+        }),
+    }
 }
 
 fn progress_json(p: &ReceiveProgress) -> Value {
@@ -81,7 +121,14 @@ fn progress_json(p: &ReceiveProgress) -> Value {
 }
 
 impl NativeDestinationSession {
-    fn step<'e, T, F>(&self, env: &'e Env, what: &'static str, work: F) -> napi::Result<Object<'e>>
+    fn of(session: DestinationSession, parts: Parts, cancel: Cancel, points: Arc<FaultPoints>) -> Self {
+        let target = DestinationTarget { functions: parts.functions, memory: parts.memory };
+        let receiving = Receiving { session, target: Some(target) };
+        let shared = Arc::new(Shared { session: Mutex::new(Some(receiving)), progress: parts.progress });
+        Self { shared, cancel, points }
+    }
+
+    pub(super) fn step<'e, T, F>(&self, env: &'e Env, what: &'static str, work: F) -> napi::Result<Object<'e>>
     where
         T: napi::bindgen_prelude::ToNapiValue + Send + 'static,
         F: FnOnce(&mut Receiving, Option<&Progress>) -> Result<T, Fault> + Send + 'static,
@@ -96,31 +143,12 @@ impl NativeDestinationSession {
     /// `{type: 'offer', …}` or `{type: 'asked', …}`: somebody asked about an earlier session and was answered; the link is done.
     #[napi]
     pub fn read_offer<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
-        self.step(env, "read-offer", |r, _| {
-            Ok(match r.session.read_offer()? {
-                Incoming::Offer(offer) => {
-                    let memory: Vec<Value> = offer
-                        .memory
-                        .iter()
-                        .map(|m| json!({ "gpa": m.gpa.to_string(), "len": m.len.to_string() }))
-                        .collect();
-                    json!({
-                        "type": "offer", "session": offer.session.to_string(), "epoch": offer.epoch.to_string(),
-                        "descriptor": offer.descriptor, "memory": memory, "sections": offer.sections,
-                    })
-                }
-                Incoming::Asked { session, epoch, outcome } => json!({
-                    "type": "asked", "session": session.to_string(), "epoch": epoch.to_string(), "outcome": outcome,
-                }),
-            }
-            .to_string())
-        })
+        self.step(env, "read-offer", |r, _| Ok(incoming_json(r.session.read_offer()?).to_string()))
     }
 
     #[napi]
     pub fn answer<'e>(&self, env: &'e Env, json: String) -> napi::Result<Object<'e>> {
-        let answer: AnswerJson = serde_json::from_str(&json)
-            .map_err(|e| Fault::argument(format!("the answer has not its documented shape: {e}")))?;
+        let answer = AnswerJson::of(&json)?;
         self.step(env, "answer", move |r, _| {
             let answered = if answer.mismatches.is_empty() {
                 let target = r.target.take().ok_or_else(|| Fault::closed("the target of the session"))?;

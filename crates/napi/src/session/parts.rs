@@ -73,7 +73,8 @@ impl RangeJson {
 
 /// What both sides are made of, taken out of JavaScript's objects.
 pub(super) struct Parts {
-    pub link: Box<dyn Link>,
+    /// Left out where the session makes its own.
+    pub link: Option<Box<dyn Link>>,
     pub fence: Arc<dyn Fence>,
     pub memory: Arc<MappedMemory>,
     pub functions: Vec<SessionFunction>,
@@ -116,17 +117,19 @@ pub(super) fn parts(object: &Object<'_>) -> Result<Parts, Fault> {
         .map_err(|e| Fault::argument(format!("progress: {}", e.reason)))?;
     // The link last: it is taken, and a failure before must leave it usable.
     let fence = property::<ClassInstance<'_, NativeFence>>(object, "fence")?.get()?;
-    let link = property::<ClassInstance<'_, NativeLink>>(object, "link")?.take()?;
+    let link = property::<Option<ClassInstance<'_, NativeLink>>>(object, "link")?.map(|l| l.take()).transpose()?;
     Ok(Parts { link, fence, memory, functions, dirty, progress })
 }
 
-/// Sets the link's idle timeout as the configuration says.
-pub(super) fn set_idle_timeout(link: &mut dyn Link, config: &ConfigJson) {
+/// The link, with its idle timeout as the configuration says.
+pub(super) fn link_of(link: Option<Box<dyn Link>>, config: &ConfigJson) -> Result<Box<dyn Link>, Fault> {
+    let mut link = link.ok_or_else(|| Fault::argument("link: it is missing"))?;
     match config.idle_timeout_ms {
         None => {}
         Some(0) => link.set_idle_timeout(NO_LIMIT),
         Some(ms) => link.set_idle_timeout(Duration::from_millis(u64::from(ms))),
     }
+    Ok(link)
 }
 
 pub(super) fn config_of(json: &str) -> Result<ConfigJson, Fault> {

@@ -1,6 +1,7 @@
 //! The source's session.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,11 +12,14 @@ use serde_json::{Value, json};
 use towline_core::memory::MemoryRange;
 use towline_engine::cancel::Cancel;
 use towline_engine::dialogue::{AskOutcome, MAX_SECTION_DESCRIPTORS};
+use towline_engine::error::EngineError;
 use towline_engine::faultpoints::FaultPoints;
-use towline_engine::session::{DirtySample, MemoryBy, RoundStats, SourceConfig, SourcePages, SourceSession};
+use towline_engine::session::{
+    CheckpointMode, DirtySample, MemoryBy, RoundStats, SourceConfig, SourcePages, SourceSession,
+};
 use uuid::Uuid;
 
-use super::parts::{PAGE_SIZE_BYTES, config_of, parts, points, set_idle_timeout};
+use super::parts::{ConfigJson, PAGE_SIZE_BYTES, Parts, config_of, link_of, parts, points};
 use super::{Progress, Shared, outcomes_json, send_progress, timings_json};
 use crate::channel::Range;
 use crate::fault::Fault;
@@ -74,38 +78,70 @@ pub fn source_session(config_json: String, parts_object: Object<'_>) -> napi::Re
     let points = points(config.faults.as_ref())?;
     let mut parts = parts(&parts_object)?;
     let passed = (config.terms.memory == MemoryBy::Passed).then(|| parts.memory.clone());
-    set_idle_timeout(parts.link.as_mut(), &config);
+    let link = link_of(parts.link.take(), &config)?;
     let least_epoch = config.least_epoch.as_ref().map(|e| u64_of_json("leastEpoch", e)).transpose()?;
-    let cancel = Cancel::new();
-    let source = SourceConfig {
-        session: config.session.unwrap_or_else(Uuid::new_v4),
-        functions: parts.functions,
-        memory: parts.memory,
-        dirty_sources: parts.dirty,
-        page_size_bytes: PAGE_SIZE_BYTES,
-        sections: config.sections,
-        fence: parts.fence,
-        cancel: cancel.clone(),
-        bandwidth_limit_bytes_per_s: config.bandwidth_bytes_per_second.map(|b| b as u64),
-        points: points.clone(),
-        record_to: config.record_path,
-    };
-    let mut session = SourceSession::with_terms(source, config.terms, parts.link).map_err(Fault::from)?;
-    if let Some(memory) = passed {
-        session.set_passed_memory(memory).map_err(Fault::from)?;
-    }
-    if config.fresh_destination {
-        session.destination_memory_is_fresh().map_err(Fault::from)?;
-    }
-    if let Some(epoch) = least_epoch {
-        session.set_least_epoch(epoch).map_err(Fault::from)?;
-    }
-    let shared = Arc::new(Shared { session: Mutex::new(Some(session)), progress: parts.progress });
-    Ok(NativeSourceSession { shared, cancel, points })
+    let (terms, fresh_destination) = (config.terms, config.fresh_destination);
+    NativeSourceSession::of(config, points, parts, |source| {
+        let mut session = SourceSession::with_terms(source, terms, link)?;
+        if let Some(memory) = passed {
+            session.set_passed_memory(memory)?;
+        }
+        if fresh_destination {
+            session.destination_memory_is_fresh()?;
+        }
+        if let Some(epoch) = least_epoch {
+            session.set_least_epoch(epoch)?;
+        }
+        Ok(session)
+    })
+}
+
+/// A session that writes a checkpoint to `path`; `mode` is `move` or `copy`.
+#[napi]
+pub fn checkpoint_session(
+    config_json: String,
+    parts_object: Object<'_>,
+    path: String,
+    mode: String,
+    overwrite: bool,
+) -> napi::Result<NativeSourceSession> {
+    let config = config_of(&config_json)?;
+    let points = points(config.faults.as_ref())?;
+    let parts = parts(&parts_object)?;
+    let mode: CheckpointMode =
+        serde_json::from_value(Value::from(mode)).map_err(|_| Fault::argument("the mode is move or copy"))?;
+    NativeSourceSession::of(config, points, parts, |source| {
+        SourceSession::checkpoint(source, Path::new(&path), mode, overwrite)
+    })
 }
 
 impl NativeSourceSession {
-    fn step<'e, T, F>(&self, env: &'e Env, what: &'static str, work: F) -> napi::Result<Object<'e>>
+    fn of(
+        config: ConfigJson,
+        points: Arc<FaultPoints>,
+        parts: Parts,
+        make: impl FnOnce(SourceConfig) -> Result<SourceSession, EngineError>,
+    ) -> napi::Result<Self> {
+        let cancel = Cancel::new();
+        let source = SourceConfig {
+            session: config.session.unwrap_or_else(Uuid::new_v4),
+            functions: parts.functions,
+            memory: parts.memory,
+            dirty_sources: parts.dirty,
+            page_size_bytes: PAGE_SIZE_BYTES,
+            sections: config.sections,
+            fence: parts.fence,
+            cancel: cancel.clone(),
+            bandwidth_limit_bytes_per_s: config.bandwidth_bytes_per_second.map(|b| b as u64),
+            points: points.clone(),
+            record_to: config.record_path,
+        };
+        let session = make(source).map_err(Fault::from)?;
+        let shared = Arc::new(Shared { session: Mutex::new(Some(session)), progress: parts.progress });
+        Ok(Self { shared, cancel, points })
+    }
+
+    pub(super) fn step<'e, T, F>(&self, env: &'e Env, what: &'static str, work: F) -> napi::Result<Object<'e>>
     where
         T: napi::bindgen_prelude::ToNapiValue + Send + 'static,
         F: FnOnce(&mut SourceSession, Option<&Progress>) -> Result<T, Fault> + Send + 'static,
