@@ -74,6 +74,8 @@ test('version, help and wrong usage', async (t) => {
     'serve',
     'migrate',
     'receive',
+    'checkpoint',
+    'restore',
     'explain',
     'inspect',
     'recover',

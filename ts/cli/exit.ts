@@ -30,6 +30,7 @@ const byCode: Partial<Record<TowlineErrorCode, ExitCode>> = {
   ERR_TOWLINE_EXPOSURE: EXIT.refused,
   ERR_TOWLINE_UNSUPPORTED: EXIT.refused,
   ERR_TOWLINE_BUSY: EXIT.refused,
+  ERR_TOWLINE_EXISTS: EXIT.refused,
   ERR_TOWLINE_IN_DOUBT: EXIT.inDoubt,
   ERR_TOWLINE_NOT_FOUND: EXIT.notFound,
   ERR_TOWLINE_GONE: EXIT.notFound,

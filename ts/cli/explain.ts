@@ -10,16 +10,16 @@ import { showExplanation } from './show-host.js';
 import { parseText } from './values.js';
 
 /** What a serving process says of its function; an error where none serves, or it has no such function. */
-async function served(path: string, fn: string, { out, signal }: Running): Promise<ExitCode> {
+async function served(path: string, fn: string, copy: boolean, { out, signal }: Running): Promise<ExitCode> {
   const client = await ServeClient.connect(path);
   try {
-    const answer = await client.call('explain', { function: fn }, { signal });
+    const answer = await client.call('explain', { function: fn, copy }, { signal });
     out.value(answer);
     if (answer.reasons.length === 0) {
-      out.line(`${answer.function.name} can be migrated`);
+      out.line(`${answer.function.name} can be ${copy ? 'copied' : 'migrated'}`);
       return EXIT.done;
     }
-    out.line(`${answer.function.name} can't be migrated:`);
+    out.line(`${answer.function.name} can't be ${copy ? 'copied' : 'migrated'}:`);
     showReasons(out, answer.reasons);
     return EXIT.refused;
   } finally {
@@ -45,7 +45,15 @@ export const explain = buildCommand({
       'A function of a serving process, or any function of this host by its PCI address, UUID of a mediated device, NVMe controller (nvme0) or devlink port: for these no process has to serve. It is read-only and opens nothing that has a single owner, so that it works while a VMM owns the function.',
   },
   parameters: {
-    flags: { ...clientFlags },
+    flags: {
+      ...clientFlags,
+      copy: {
+        kind: 'boolean',
+        brief: 'Why it can not be copied by a checkpoint, in place of why it can not be migrated; of a serving process',
+        optional: true,
+        withNegated: false,
+      },
+    },
     positional: {
       kind: 'tuple',
       parameters: [
@@ -57,12 +65,14 @@ export const explain = buildCommand({
       ],
     },
   },
-  func(this: CliContext, flags: ClientFlags, fn: string) {
+  func(this: CliContext, flags: ClientFlags & { readonly copy?: boolean | undefined }, fn: string) {
     return runCommand(this, flags, async (running) => {
       try {
-        return await served(flags.socket ?? defaultSocketPath(this.process.env), fn, running);
+        return await served(flags.socket ?? defaultSocketPath(this.process.env), fn, flags.copy ?? false, running);
       } catch (error) {
         const nobody = isTowlineError(error, 'ERR_TOWLINE_GONE') && flags.socket === undefined;
+        // Of functions that nobody serves it is not known.
+        if (flags.copy) throw error;
         if (!nobody && !isTowlineError(error, 'ERR_TOWLINE_NOT_FOUND')) throw error;
         try {
           return await ofHost(fn, running);

@@ -5,6 +5,7 @@
 import { buildApplication, buildRouteMap, help, run, version as versionFlag } from '@stricli/core';
 import { version } from '../version.js';
 import { bench } from './bench.js';
+import { checkpoint } from './checkpoint.js';
 import { configure } from './configure.js';
 import { conformance } from './conformance.js';
 import type { CliContext } from './context.js';
@@ -18,6 +19,7 @@ import { provision } from './provision.js';
 import { receive } from './receive.js';
 import { recover } from './recover.js';
 import { release } from './release.js';
+import { restore } from './restore.js';
 import { serve } from './serve.js';
 
 const routes = buildRouteMap({
@@ -30,6 +32,8 @@ const routes = buildRouteMap({
     serve,
     migrate,
     receive,
+    checkpoint,
+    restore,
     explain,
     inspect,
     recover,

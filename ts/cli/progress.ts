@@ -32,6 +32,9 @@ export function progressPrinter(out: Output): (event: MigrationEvent | { type: '
           `${phase} round ${event.round} ${bar(event.sentPages, event.totalPages, 30)} ${event.sentPages}/${event.totalPages} pages, ${showBytes(event.wireBytes)}`,
         );
         break;
+      case 'checked':
+        out.progress(`check ${bar(event.bytes, event.totalBytes, 30)} ${showBytes(event.bytes)}`);
+        break;
       case 'round':
         out.endProgress();
         out.note(

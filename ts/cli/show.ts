@@ -58,6 +58,10 @@ export function showReport(out: Output, report: MigrationReport): void {
   for (const { uuid, name, error } of report.releaseFailures ?? []) {
     out.line(`not released here: ${name} (${uuid}): ${error.message}`);
   }
+  const { checkpoint } = report;
+  if (checkpoint !== undefined && checkpoint.bytes > 0) {
+    out.line(`${checkpoint.mode} checkpoint ${checkpoint.path}, ${showBytes(checkpoint.bytes)}`);
+  }
   if (report.outcome !== 'dry-run') {
     // The destination can't tell how long the source had stopped before.
     const downtime = report.role === 'source' ? `downtime ${ms(report.downtimeMs)}, ` : '';

@@ -6,7 +6,14 @@ import { EmbeddedControllingFunction, EmbeddedDriver, type EmbeddedOptions } fro
 import type { ControllingFunction } from '../drivers/driver.js';
 import { TowlineError } from '../errors.js';
 import { provisionFunction } from '../function/lifecycle.js';
-import type { ControlledFunction, ExposeOptions, ExposureName, FunctionSpec, Reason } from '../function/types.js';
+import type {
+  ControlledFunction,
+  ExplainOptions,
+  ExposeOptions,
+  ExposureName,
+  FunctionSpec,
+  Reason,
+} from '../function/types.js';
 import { withUndo } from '../function/undo.js';
 import type { WaitOptions } from '../abort.js';
 import { inDoubtReason } from '../migration/doubt.js';
@@ -301,7 +308,7 @@ export class Host {
   }
 
   /** Every reason why a function can't be migrated; the journal's as well. */
-  async explain({ fn }: HeldFunction, options: WaitOptions): Promise<readonly Reason[]> {
+  async explain({ fn }: HeldFunction, options: ExplainOptions): Promise<readonly Reason[]> {
     const elsewhere = memoryElsewhere(fn);
     const reasons = [...(await fn.explain(options)), ...(elsewhere === undefined ? [] : [elsewhere])];
     const session = this.doubtOf(fn);

@@ -5,11 +5,14 @@ import { throwIfAborted } from '../abort.js';
 import { conformFunction } from '../conformance/function.js';
 import { TowlineError } from '../errors.js';
 import { exposureNames, functionKinds, type FunctionConfig, type FunctionSpec } from '../function/types.js';
+import { checkpoint } from '../migration/checkpoint.js';
+import { checkpointModes } from '../migration/checkpoint-options.js';
 import { receive } from '../migration/destination.js';
 import type { Migration } from '../migration/migration.js';
 import type { MigrationPolicy } from '../migration/policy.js';
 import type { MigrationReport } from '../migration/report.js';
 import { releaseEach } from '../migration/release.js';
+import { restore } from '../migration/restore.js';
 import { migrate } from '../migration/source.js';
 import { version } from '../version.js';
 import type { HeldFunction, Host } from './host.js';
@@ -117,6 +120,18 @@ async function follow(migration: Migration, { emit }: MethodContext): Promise<Mi
   return migration.result;
 }
 
+/** Once they are owned elsewhere, what is left of them here goes back to the controlling function, and their memory with it. */
+async function releaseMoved(
+  host: Host,
+  functions: readonly HeldFunction[],
+  report: MigrationReport,
+): Promise<MigrationReport> {
+  if (report.outcome !== 'committed') return report;
+  const parts = functions.map((held) => ({ uuid: held.fn.uuid, name: held.fn.name, held }));
+  const releaseFailures = await releaseEach(parts, ({ held }) => host.release(held));
+  return releaseFailures.length === 0 ? report : { ...report, releaseFailures };
+}
+
 const methods: { readonly [M in MethodName]: Method<M> } = {
   version: async () => ({ version, pid: process.pid }),
 
@@ -187,7 +202,8 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
 
   explain: async (host, params, { signal }) => {
     const held = await host.find(params.text('function', 256));
-    return { function: host.info(held), reasons: await host.explain(held, { signal }) };
+    const copy = params.optionalFlag('copy');
+    return { function: host.info(held), reasons: await host.explain(held, { signal, copy }) };
   },
 
   migrate: async (host, params, context) => {
@@ -208,12 +224,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
     };
     return host.exclusively(found, OWN_MEMORY, async () => {
       const functions = found.map(({ fn }) => fn);
-      const report = await follow(migrate(functions, options), context);
-      if (report.outcome !== 'committed') return report;
-      // They are the destination's now: what is left of them here goes back to the controlling function, and their memory with it.
-      const parts = found.map((held) => ({ uuid: held.fn.uuid, name: held.fn.name, held }));
-      const releaseFailures = await releaseEach(parts, ({ held }) => host.release(held));
-      return releaseFailures.length === 0 ? report : { ...report, releaseFailures };
+      return releaseMoved(host, found, await follow(migrate(functions, options), context));
     });
   },
 
@@ -240,6 +251,36 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
         context,
       ),
     );
+  },
+
+  checkpoint: async (host, params, context) => {
+    const found = await findAll(host, params);
+    const options = {
+      path: params.text('path'),
+      mode: params.choice('mode', checkpointModes),
+      fence: host.journal,
+      release: false,
+      signal: context.signal,
+      policy: readPolicy(params.nested('policy')),
+      ...sharedMemory(found),
+      ...given({ overwrite: params.optionalFlag('overwrite'), live: params.optionalFlag('live') }),
+    };
+    return host.exclusively(found, REFUSED, async () => {
+      const functions = found.map(({ fn }) => fn);
+      return releaseMoved(host, found, await follow(checkpoint(functions, options), context));
+    });
+  },
+
+  restore: async (host, params, context) => {
+    const found = await findAll(host, params);
+    const functions = found.map(({ fn }) => fn);
+    const options = {
+      path: params.text('path'),
+      fence: host.journal,
+      signal: context.signal,
+      ...sharedMemory(found),
+    };
+    return host.exclusively(found, REFUSED, () => follow(restore(functions, options), context));
   },
 
   sessions: async (host) => host.journal.sessions(),

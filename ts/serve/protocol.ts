@@ -14,6 +14,7 @@ import type {
   LifecycleState,
   Reason,
 } from '../function/types.js';
+import type { CheckpointMode, CheckpointPolicy } from '../migration/checkpoint-options.js';
 import type { JournalSession } from '../migration/journal.js';
 import type { MigrationPolicy } from '../migration/policy.js';
 import type { MigrationEvent } from '../migration/progress.js';
@@ -98,7 +99,8 @@ export interface Methods {
   };
   release: { params: { function: string }; result: FunctionInfo; event: never };
   explain: {
-    params: { function: string };
+    /** `copy`: why it can't be copied, in place of why it can't be migrated. */
+    params: { function: string; copy?: boolean };
     result: { function: FunctionInfo; reasons: readonly Reason[] };
     event: never;
   };
@@ -108,6 +110,8 @@ export interface Methods {
     result: MigrationReport;
     event: MigrationEvent | { type: 'listening'; address: string };
   };
+  checkpoint: { params: CheckpointParams; result: MigrationReport; event: MigrationEvent };
+  restore: { params: RestoreParams; result: MigrationReport; event: MigrationEvent };
   sessions: { params: Record<string, never>; result: JournalSession[]; event: never };
   recover: { params: RecoverParams; result: Recovered[]; event: never };
   conformance: {
@@ -148,6 +152,24 @@ export interface ReceiveParams {
   linkTimeoutMs?: number;
 }
 
+/** See `CheckpointOptions`. */
+export interface CheckpointParams {
+  functions: string[];
+  /** A path in the file system of the serving process. */
+  path: string;
+  mode: CheckpointMode;
+  overwrite?: boolean;
+  live?: boolean;
+  policy?: CheckpointPolicy;
+}
+
+/** See `RestoreOptions`. */
+export interface RestoreParams {
+  functions: string[];
+  /** A path in the file system of the serving process. */
+  path: string;
+}
+
 /** See `RecoverOptions`. */
 export interface RecoverParams {
   session?: string;
@@ -172,6 +194,8 @@ export const methodNames = [
   'explain',
   'migrate',
   'receive',
+  'checkpoint',
+  'restore',
   'sessions',
   'recover',
   'conformance',
