@@ -3,12 +3,14 @@
  * here, its tenant. It does what the test asks and uses nothing but the public API.
  */
 import {
+  checkpoint,
   GuestMemory,
   isTowlineError,
   Journal,
   migrate,
   receive,
   recover,
+  restore,
   type ControlledFunction,
   type Migration,
   type MigrationReport,
@@ -64,6 +66,8 @@ class Holder {
         return null;
       },
       migrate: (params) => this.#migrate(params),
+      checkpoint: (params) => this.#checkpoint(params),
+      restore: (params) => this.#restore(params),
       recover: ({ peer, timeoutMs }) =>
         recover({
           journal: this.#now.journal,
@@ -166,6 +170,29 @@ class Holder {
     });
     for await (const event of migration) if (event.type === 'phase') send({ type: 'phase', phase: event.phase });
     return ended(migration);
+  }
+
+  async #checkpoint({ path, killAt }: Requests['checkpoint']['params']): Promise<Ended> {
+    const { fn, memory, journal } = this.#now;
+    const writing = checkpoint(fn, {
+      path,
+      mode: 'move',
+      memory,
+      fence: journal,
+      pause: async () => {
+        await this.#tenant?.pause();
+        this.#tenantRuns = false;
+      },
+      resume: () => this.#resume(),
+      faults: killAt === undefined ? {} : { killAt },
+    });
+    return ended(writing);
+  }
+
+  async #restore({ path, killAt }: Requests['restore']['params']): Promise<Ended> {
+    const { fn, memory, journal } = this.#now;
+    const faults = killAt === undefined ? {} : { killAt };
+    return ended(restore(fn, { path, memory, fence: journal, resume: () => this.#attach(), faults }));
   }
 
   #receive(faults: Requests['receive']['params']): Promise<string> {

@@ -20,6 +20,9 @@ export interface Requests {
   /** Ends the waiting for a migration that does not come. */
   hangUp: { params: null; result: null };
   migrate: { params: MigrateParams; result: Ended };
+  /** Writes a checkpoint, as a move unless told otherwise. */
+  checkpoint: { params: { path: string; killAt?: string }; result: Ended };
+  restore: { params: { path: string; killAt?: string }; result: Ended };
   recover: { params: { peer?: string; timeoutMs?: number }; result: Recovered[] };
   declareDestinationDead: { params: { session: string }; result: null };
   /** Does what `recover` has said: the function and its tenant run again here. */

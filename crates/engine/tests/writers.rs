@@ -14,7 +14,8 @@ use towline_engine::link::Link;
 use towline_engine::session::{CommitBy, MemoryBy, NamedSource, SourcePages, SourceSession, Terms};
 use uuid::Uuid;
 
-const BY_CALLER: Terms = Terms { memory: MemoryBy::Caller, commit: CommitBy::Caller, duplex: false };
+const BY_CALLER: Terms =
+    Terms { memory: MemoryBy::Caller, commit: CommitBy::Caller, duplex: false, descriptors: false, checkpoint: None };
 
 /// A session that tracks two writers, `marks` and `other`, with nothing dirty.
 struct Rig {
