@@ -8,6 +8,7 @@ import type { NativeSourceSession } from '../native/binding.js';
 import type { CheckpointOptions } from './checkpoint-options.js';
 import { describeAll, openAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
+import { checkCallerSections, SourceExposures } from './exposures.js';
 import { faultsJson } from './faults.js';
 import { Migration } from './migration.js';
 import { functionList, type Functions } from './options.js';
@@ -57,6 +58,7 @@ class CheckpointWriter {
   readonly #policy: CompletePolicy;
   readonly #path: string;
   #session: NativeSourceSession | undefined;
+  #exposures: SourceExposures | undefined;
   #paused = false;
   #stoppedAt: number | undefined;
   #runsAgainAt: number | undefined;
@@ -85,8 +87,10 @@ class CheckpointWriter {
     let parts: SessionParts | undefined;
     try {
       throwIfAborted(this.options.signal);
+      checkCallerSections(Object.keys(this.options.sections ?? {}));
       await refuseUnmigratable(this.functions, { copy: this.#copies });
       await openAll(this.functions, { signal: this.options.signal });
+      this.#exposures = new SourceExposures(this.functions);
       parts = new SessionParts({
         functions: this.functions,
         memory: this.options.memory,
@@ -122,7 +126,7 @@ class CheckpointWriter {
     return JSON.stringify({
       session: this.id,
       bandwidthBytesPerSecond: this.#policy.bandwidthBytesPerSecond ?? null,
-      sections: Object.keys(this.options.sections ?? {}),
+      sections: [...(this.#exposures?.names ?? []), ...Object.keys(this.options.sections ?? {})],
       faults: faultsJson(this.options.faults),
     });
   }
@@ -190,6 +194,8 @@ class CheckpointWriter {
       this.#stoppedAt = performance.now();
       await native(() => session.quiesce());
       await native(() => session.stop());
+      // Before device state is read: what the guest asked for last becomes part of it.
+      await this.#exposures?.save();
     });
     this.events.push({ type: 'phase', session: this.id, phase: 'final-pages' });
     const final = JSON.parse(await native(() => session.finalPass())) as FinalStats;
@@ -198,6 +204,8 @@ class CheckpointWriter {
     this.#clock.add('device-state', final.stateMs);
     this.#report.bytes.deviceState += final.stateBytes;
     await this.#phase('prepare', async () => {
+      for (const [name, data] of this.#exposures?.saved() ?? [])
+        await native(() => session.sendSection(name, data, [], []));
       for (const [name, take] of Object.entries(sections ?? {})) {
         const data = await hook(`sections.${name}`, take);
         await native(() => session.sendSection(name, data, [], []));

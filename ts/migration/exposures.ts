@@ -12,7 +12,10 @@ const EXPOSURE = `${OWN}exposure:`;
 /** The most bytes of one section. */
 const MAX_BYTES = 1 << 20;
 
-const nameOf = (fn: MigratableFunction): string => `${EXPOSURE}${fn.uuid}`;
+/** The section of the exposure of the function with this UUID. */
+export const exposureSection = (uuid: string): string => `${EXPOSURE}${uuid}`;
+
+const nameOf = (fn: MigratableFunction): string => exposureSection(fn.uuid);
 
 /** Whether a section is towline's own, and none of the caller's. */
 export function isOwnSection(name: string): boolean {

@@ -6,6 +6,7 @@ import { binding } from '../native/api.js';
 import type { NativeDestinationSession } from '../native/binding.js';
 import type { CheckpointMode, RestoreOptions } from './checkpoint-options.js';
 import { describeAll, openAll } from './describe.js';
+import { DestinationExposures, exposureSection } from './exposures.js';
 import { faultsJson } from './faults.js';
 import { UNTOLD } from './fence.js';
 import { Migration } from './migration.js';
@@ -22,6 +23,7 @@ interface Checked {
   session: string;
   epoch: string;
   descriptor: unknown;
+  sections: string[];
   mode: CheckpointMode;
   bytes: number;
   pages: number;
@@ -60,6 +62,9 @@ class CheckpointRestorer {
   readonly #report: MigrationReport;
   readonly #path: string;
   #session: NativeDestinationSession | undefined;
+  readonly #exposures: DestinationExposures;
+  /** Sections of exposures by the names that they have in the file: those of a copy are named by the functions that were copied. */
+  #renamed: ReadonlyMap<string, string> = new Map();
   #totalPages = 0;
   #prepared = false;
   #committed = false;
@@ -71,6 +76,7 @@ class CheckpointRestorer {
   ) {
     this.#path = resolve(options.path);
     this.#report = emptyReport('destination', '', functions);
+    this.#exposures = new DestinationExposures(functions);
   }
 
   async run(): Promise<MigrationReport> {
@@ -115,10 +121,12 @@ class CheckpointRestorer {
     this.#report.pages = { sent: received.pages, zero: received.zeroPages, hole: 0 };
     this.#report.rounds = received.rounds;
     await this.#phase('prepare', async () => {
-      const taken = received.sections.map((name) => [name, session.section(name) ?? new Uint8Array()] as const);
-      const sections: Sections = Object.fromEntries(taken);
+      const taken = received.sections.map((n) => [this.#nameHere(n), session.section(n) ?? new Uint8Array()] as const);
+      const sections: Sections = this.#exposures.take(Object.fromEntries(taken));
       const { restoreSections } = this.options;
       if (restoreSections) await hook('restoreSections', () => restoreSections(sections));
+      // After the caller's: its interrupt controller has to be there before interrupts are wired to it.
+      await this.#exposures.restore();
       await native(() => session.prepared());
       this.#prepared = true;
     });
@@ -151,7 +159,19 @@ class CheckpointRestorer {
     this.#report.epoch = checked.epoch;
     this.#report.checkpoint = { path: this.#path, mode: checked.mode, bytes: checked.bytes };
     this.#totalPages = checked.pages;
-    const found = compareFunctions(parseOfferedFunctions(checked.descriptor), await describeAll(this.functions));
+    const offered = parseOfferedFunctions(checked.descriptor);
+    if (checked.mode === 'copy') {
+      this.#renamed = new Map(
+        this.functions.flatMap((fn, i) => {
+          const copied = offered[i];
+          return copied === undefined ? [] : [[exposureSection(copied.uuid), exposureSection(fn.uuid)] as const];
+        }),
+      );
+    }
+    const found = [
+      ...compareFunctions(offered, await describeAll(this.functions)),
+      ...this.#exposures.mismatches(checked.sections.map((name) => this.#nameHere(name))),
+    ];
     const answer = await native(() => session.answerCheckpoint(JSON.stringify({ mismatches: found })));
     const { mismatches } = JSON.parse(answer) as { mismatches: Mismatch[] };
     this.#report.mismatches = mismatches;
@@ -160,6 +180,10 @@ class CheckpointRestorer {
     throw new TowlineError('ERR_TOWLINE_MISMATCH', mismatches.map((m) => m.message).join('; '), {
       details: { mismatches },
     });
+  }
+
+  #nameHere(section: string): string {
+    return this.#renamed.get(section) ?? section;
   }
 
   async #undo(error: unknown): Promise<MigrationReport> {
@@ -176,7 +200,9 @@ class CheckpointRestorer {
       // The engine has rolled back by itself, or can't. What could not be reset is told by explain(); the first cause matters here.
     }
     // With an error of the fence it can't be told whether the commit is durable: the journal tells when it is opened again.
-    if (UNTOLD.has(cause.code) && this.#prepared) {
+    const doubt = UNTOLD.has(cause.code) && this.#prepared;
+    if (!doubt) await this.#exposures.forget();
+    if (doubt) {
       const report = this.#finish('in-doubt', cause.message);
       this.events.push({ type: 'in-doubt', session: report.session, why: cause.message });
       throw new TowlineError('ERR_TOWLINE_IN_DOUBT', `whether the commit is durable can't be told: ${cause.message}`, {

@@ -265,7 +265,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
       ...sharedMemory(found),
       ...given({ overwrite: params.optionalFlag('overwrite'), live: params.optionalFlag('live') }),
     };
-    return host.exclusively(found, REFUSED, async () => {
+    return host.exclusively(found, OWN_MEMORY, async () => {
       const functions = found.map(({ fn }) => fn);
       return releaseMoved(host, found, await follow(checkpoint(functions, options), context));
     });
@@ -280,7 +280,7 @@ const methods: { readonly [M in MethodName]: Method<M> } = {
       signal: context.signal,
       ...sharedMemory(found),
     };
-    return host.exclusively(found, REFUSED, () => follow(restore(functions, options), context));
+    return host.exclusively(found, OWN_MEMORY, () => follow(restore(functions, options), context));
   },
 
   sessions: async (host) => host.journal.sessions(),
