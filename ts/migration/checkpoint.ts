@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { resolve } from 'node:path';
 import { abortError, throwIfAborted } from '../abort.js';
 import { native, nativeSync, TowlineError, unwrapFault } from '../errors.js';
+import type { DirtySource } from '../function/channel.js';
 import type { MigratableFunction } from '../function/types.js';
 import { binding } from '../native/api.js';
 import type { NativeSourceSession } from '../native/binding.js';
@@ -10,6 +11,7 @@ import { describeAll, openAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
 import { checkCallerSections, SourceExposures } from './exposures.js';
 import { faultsJson } from './faults.js';
+import { hook } from './hook.js';
 import { Migration } from './migration.js';
 import { functionList, type Functions } from './options.js';
 import { SessionParts } from './parts.js';
@@ -19,8 +21,9 @@ import { EventQueue } from './progress.js';
 import { releaseEach } from './release.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
 import { outcomes } from './session-native.js';
-import { hook, withReport } from './source.js';
+import { withReport } from './source.js';
 import type { FinalStats, RoundStats } from './steps.js';
+import { SourceNames } from './writers.js';
 
 /** Passes over memory while the functions run, unless the caller says otherwise: each makes the file larger. */
 const MAX_ROUNDS = 4;
@@ -57,6 +60,9 @@ class CheckpointWriter {
   readonly #report: MigrationReport;
   readonly #policy: CompletePolicy;
   readonly #path: string;
+  /** Dirty sources besides the functions' own. */
+  readonly #extraDirty: readonly DirtySource[];
+  readonly #names: SourceNames;
   #session: NativeSourceSession | undefined;
   #exposures: SourceExposures | undefined;
   #paused = false;
@@ -75,6 +81,8 @@ class CheckpointWriter {
   ) {
     this.#policy = completePolicy({ maxRounds: MAX_ROUNDS, onNoConvergence: 'stop', ...options.policy });
     this.#path = resolve(options.path);
+    this.#extraDirty = [...(options.memory ? [options.memory.markedSource()] : []), ...(options.dirtySources ?? [])];
+    this.#names = new SourceNames(this.#extraDirty);
     this.#report = emptyReport('source', id, functions);
     this.#report.checkpoint = { path: this.#path, mode: options.mode, bytes: 0 };
   }
@@ -94,10 +102,7 @@ class CheckpointWriter {
       parts = new SessionParts({
         functions: this.functions,
         memory: this.options.memory,
-        extraDirty: [
-          ...(this.options.memory ? [this.options.memory.markedSource()] : []),
-          ...(this.options.dirtySources ?? []),
-        ],
+        extraDirty: this.#extraDirty,
         fence: this.options.fence,
         link: null,
         onProgress: (json) => this.#onProgress(json),
@@ -172,7 +177,9 @@ class CheckpointWriter {
       this.#report.rounds += 1;
       const { pages, wireBytes, ms, dirtyPagesAfter } = stats;
       const rounds = this.#report.rounds;
-      this.events.push({ type: 'round', session: this.id, round: rounds, pages, wireBytes, ms, dirtyPagesAfter });
+      const dirtyBySource = this.#names.pages(stats.dirtyBySource);
+      const round = { round: rounds, pages, wireBytes, ms, dirtyPagesAfter, dirtyBySource };
+      this.events.push({ type: 'round', session: this.id, ...round });
       const bytesPerMs = stats.memoryBytes / Math.max(ms, 0.001);
       const leftMs = dirtyPagesAfter === 0 ? 0 : (dirtyPagesAfter * stats.pageSizeBytes) / Math.max(bytesPerMs, 1);
       const why = `writing what is dirty would take ${leftMs.toFixed(1)} ms, the limit is ${maxDowntimeMs} ms`;

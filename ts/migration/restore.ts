@@ -9,6 +9,7 @@ import { describeAll, openAll } from './describe.js';
 import { DestinationExposures, exposureSection } from './exposures.js';
 import { faultsJson } from './faults.js';
 import { UNTOLD } from './fence.js';
+import { hook } from './hook.js';
 import { Migration } from './migration.js';
 import { compareFunctions, parseOfferedFunctions, type Mismatch } from './offer.js';
 import { functionList, type Functions, type Sections } from './options.js';
@@ -16,7 +17,7 @@ import { SessionParts } from './parts.js';
 import { PhaseClock, type Phase } from './phases.js';
 import { EventQueue } from './progress.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
-import { hook, withReport } from './source.js';
+import { withReport } from './source.js';
 
 /** What the file says of itself, once all of it was checked. */
 interface Checked {

@@ -397,7 +397,8 @@ fn of_two_restores_at_once_one_wins() {
         write(&source, &path, CheckpointMode::Move).result.unwrap();
         let hosts: Vec<Host> = (0..3).map(|_| Host::new(TWO, RANGES)).collect();
         let shared = Arc::clone(&hosts[0].journal);
-        let results: Vec<Result<(), EngineError>> = std::thread::scope(|scope| {
+        // Each host's folder holds a journal: none goes before all have ended.
+        let ended: Vec<(Host, Result<(), EngineError>)> = std::thread::scope(|scope| {
             let threads: Vec<_> = hosts
                 .into_iter()
                 .enumerate()
@@ -412,11 +413,15 @@ fn of_two_restores_at_once_one_wins() {
                     } else {
                         path.clone()
                     };
-                    scope.spawn(move || restore(&host, &path).map(drop))
+                    scope.spawn(move || {
+                        let result = restore(&host, &path).map(drop);
+                        (host, result)
+                    })
                 })
                 .collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
+        let results: Vec<&Result<(), EngineError>> = ended.iter().map(|(_, result)| result).collect();
         // The third has a fence of its own: it and the one with the copied file can't know of each other.
         let most = if round % 2 == 0 { 2 } else { 1 };
         let winners = results.iter().filter(|r| r.is_ok()).count();

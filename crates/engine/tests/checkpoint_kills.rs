@@ -206,12 +206,17 @@ fn one_owner_after_a_restore_was_killed_at_every_point() {
 
 #[test]
 fn a_disk_that_is_full_leaves_the_source_running_and_nothing_behind() {
-    // What is in the file beside the state, and where its commit begins.
-    let dir = tempfile::tempdir().unwrap();
-    assert_eq!(run_child(dir.path(), "move", None, Some((1 << 20, 0))).0.code(), Some(0));
-    let around = std::fs::metadata(dir.path().join("guest")).unwrap().len();
-    let (room_kib, commit) = (100, 30);
-    let just_too_much = room_kib * 1024 + commit - around;
+    // A state with which the file fits but for its last frame, the commit, which is larger than 50 bytes.
+    let (room_kib, mut just_too_much) = (100_u64, 60_000_u64);
+    loop {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(run_child(dir.path(), "move", None, Some((1 << 20, just_too_much))).0.code(), Some(0));
+        let excess = std::fs::metadata(dir.path().join("guest")).unwrap().len() as i64 - (room_kib << 10) as i64;
+        if (1..=50).contains(&excess) {
+            break;
+        }
+        just_too_much = just_too_much.checked_add_signed(25 - excess).unwrap();
+    }
     for what in ["move", "copy"] {
         // In the middle of the state; then at the last frame, which is the commit: behind the intent of a move.
         for state_bytes in [200_000, just_too_much] {
