@@ -348,6 +348,11 @@ test('a committed migration releases each function, and one that stays is told i
     if (held.fn.name === 'one') throw new TowlineError('ERR_TOWLINE_DEVICE', 'it stays', { function: held.fn.uuid });
     await release(held);
   };
+  const converge = { means: ['throttle'] } as const;
+  await t.throwsAsync(a.client.call('migrate', { functions: ['one', 'two'], to, policy: { converge } }), {
+    code: 'ERR_TOWLINE_INVALID_ARGUMENT',
+    message: /device-limit/,
+  });
   const report = await a.client.call('migrate', { functions: ['one', 'two'], to, policy: { maxDowntimeMs: 60_000 } });
   t.is(report.outcome, 'committed');
   t.like(report.releaseFailures, [{ uuid: specs[0]?.uuid, name: 'one', error: { code: 'ERR_TOWLINE_DEVICE' } }]);
