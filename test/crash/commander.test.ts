@@ -14,8 +14,11 @@ import { WitnessProcess, type Finding } from '../../dist-examples/shared/witness
 import { limited } from './limited.js';
 import type { FromServing, ToServing } from './serving.js';
 
-/** Phases that no event begins: a serving process has no hooks and passes no memory, and two are taken out of others at the end. */
-const NOT_TOLD = new Set(['pass-memory', 'pause', 'device-state', 'hold', 'journal']);
+/**
+ * Phases that no event begins: a serving process has no hooks and passes no memory, only a checkpoint syncs a file, and two are taken out of
+ * others at the end.
+ */
+const NOT_TOLD = new Set(['pass-memory', 'pause', 'device-state', 'hold', 'journal', 'sync']);
 const DEADLINE_MS = 30_000;
 
 interface Serving {

@@ -77,6 +77,8 @@ test('the destination has the very memory, nothing of it was sent, and the sourc
   const { got, ...settled } = await pass(pair, source, destination, {
     source: {
       memory,
+      // Whatever a stop costs on a busy machine: it is forecast to fit.
+      policy: { maxDowntimeMs: 60_000 },
       pause: () => {
         order.push('pause');
         t.false(source.dirty.tracking);

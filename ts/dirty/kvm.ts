@@ -48,7 +48,8 @@ export interface KvmDirtyOptions {
   /**
    * Enable `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` with `KVM_DIRTY_LOG_INITIALLY_SET` where KVM has it: writes are then watched for again in
    * pieces of 128 MiB, and not for all of a slot under one lock. It stays on for the VM. `false` leaves the VM's setting alone, for a
-   * VMM that also reads logs of other slots and has its own mind about it; the harvest is right either way. Default: true.
+   * VMM that also reads logs of other slots and has its own mind about it; the harvest is right either way. Default: true. With rings it is
+   * enabled without `KVM_DIRTY_LOG_INITIALLY_SET` in any case: rings would miss what vCPUs have mapped already.
    */
   manualProtect?: boolean;
 }

@@ -158,6 +158,7 @@ export class NvmeControllingFunction extends BaseControllingFunction<NvmeFunctio
     };
   }
 
+  /** Why functions can't be limited: on any device but the embedded subsystem, NVMe having no command for it. */
   async cannotRateLimit(): Promise<string | undefined> {
     this.checkOpen();
     return whyNoRateLimit(this.#backend.admin);

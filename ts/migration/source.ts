@@ -276,8 +276,9 @@ class SourceMigration {
   /** No pages are sent where memory was passed: a stop is all that there is to forecast. */
   #forecast(forecaster: Forecaster): Forecast {
     const forecast = forecaster.forecast();
-    if (!this.#passing || !forecast.converges) return forecast;
-    return { ...forecast, rounds: 0, why: 'memory is passed, so there is nothing to send but device state' };
+    if (!this.#passing) return forecast;
+    const why = 'memory is passed, so there is nothing to send but device state';
+    return { ...forecast, rounds: 0, ...(forecast.converges ? { why } : {}) };
   }
 
   /** Pre-copy where memory was passed: device state, of functions that have it. */

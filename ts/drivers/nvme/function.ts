@@ -55,6 +55,7 @@ export class NvmeFunction extends BaseFunction {
     return this.#left ? undefined : this.#backend.migratesBy?.(this.cntlid);
   }
 
+  /** Of the VFIO device that this process drives, or of its vfio-user socket. */
   get exposureState(): ExposureState | undefined {
     if (this.#left) return undefined;
     return this.handle?.exposureState ?? this.#backend.exposureState?.(this.cntlid);

@@ -40,6 +40,7 @@ pub struct KvmOptions<'a> {
     pub mode: KvmMode<'a>,
     /// Enable `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` (with `KVM_DIRTY_LOG_INITIALLY_SET`) where there is one: pages are then watched for
     /// again in pieces, and not for all of a slot under KVM's lock. It stays on for the VM. A harvest is right with and without it.
+    /// With rings it is enabled without `KVM_DIRTY_LOG_INITIALLY_SET` in any case: rings would miss what vCPUs have mapped already.
     pub manual_protect: bool,
 }
 

@@ -123,14 +123,19 @@ impl Tracker {
     }
 
     fn start_slots(&mut self) -> Result<(), ChannelError> {
-        if self.manual_protect {
-            let options = self.vm.extension(abi::CAP_MANUAL_DIRTY_LOG_PROTECT2).unwrap_or(0)
-                & (abi::MANUAL_PROTECT_ENABLE | abi::INITIALLY_SET);
-            if options & abi::MANUAL_PROTECT_ENABLE != 0 {
-                self.vm
-                    .enable_manual_protect(options)
-                    .map_err(|errno| failed("KVM_ENABLE_CAP of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", errno))?;
-            }
+        let can = self.vm.extension(abi::CAP_MANUAL_DIRTY_LOG_PROTECT2).unwrap_or(0)
+            & (abi::MANUAL_PROTECT_ENABLE | abi::INITIALLY_SET);
+        let wanted = match self.rings {
+            None if !self.manual_protect => 0,
+            None => can,
+            // With KVM_DIRTY_LOG_INITIALLY_SET, whoever set it, KVM watches for nothing at first: everything is taken for dirty until it is
+            // cleared in a log that a VM with rings does not have (`kvm_mmu_slot_apply_flags`).
+            Some(_) => can & abi::MANUAL_PROTECT_ENABLE,
+        };
+        if wanted != 0 {
+            self.vm
+                .enable_manual_protect(wanted)
+                .map_err(|errno| failed("KVM_ENABLE_CAP of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2", errno))?;
         }
         // What an earlier user left in the rings: before logging is on, as nothing of it counts.
         if let Some(rings) = &mut self.rings

@@ -76,6 +76,11 @@ fn data(vm: &Vm) -> Vec<Slot> {
 
 fn every_write(ring: bool, manual_protect: bool) {
     let mut vm = Vm::new(2, ring);
+    // Before anybody tracks: vCPUs have mapped most pages for writing then.
+    let running = vm.run(10_000, None);
+    std::thread::sleep(Duration::from_millis(200));
+    vm.stop(running);
+    assert!(counters(&vm).iter().filter(|counter| **counter != 0).count() > 3000);
     let mut dirty = source(&vm, &vm.slots, manual_protect).unwrap();
     assert_eq!(dirty.start(&ranges(&vm.slots), 4096), Ok(4096));
     let mut copy = Copy::new(&data(&vm));

@@ -26,10 +26,12 @@ impl DirtySink for Pages {
     }
 }
 
-/// A copy of the first word of every page of some slots, kept as a migration would keep it.
+/// A copy of the first word of every page of some slots, kept as a migration would keep it. Made while nobody writes, once tracking is on.
 pub struct Copy {
     slots: Vec<Slot>,
     words: Vec<Vec<u64>>,
+    /// As they were when the copy was made.
+    before: Vec<Vec<u64>>,
     pub told: BTreeSet<u64>,
 }
 
@@ -48,8 +50,10 @@ pub struct Verdict {
 
 impl Copy {
     pub fn new(slots: &[Slot]) -> Self {
-        let words = slots.iter().map(|slot| vec![0; (slot.memory.len / PAGE) as usize]).collect();
-        Self { slots: slots.to_vec(), words, told: BTreeSet::new() }
+        let counter = |slot: &Slot, page| slot.memory.counter(page).load(Ordering::SeqCst);
+        let words_of = |slot: &Slot| (0..slot.memory.len / PAGE).map(|page| counter(slot, page)).collect();
+        let words: Vec<Vec<u64>> = slots.iter().map(words_of).collect();
+        Self { slots: slots.to_vec(), before: words.clone(), words, told: BTreeSet::new() }
     }
 
     /// One round: harvests, then copies. Returns how many pages were told.
@@ -70,14 +74,14 @@ impl Copy {
     /// Once nobody writes any more.
     pub fn verdict(&self) -> Verdict {
         let mut verdict = Verdict::default();
-        for (slot, words) in self.slots.iter().zip(&self.words) {
-            for (page, copy) in words.iter().enumerate() {
+        for ((slot, words), before) in self.slots.iter().zip(&self.words).zip(&self.before) {
+            for (page, (copy, before)) in words.iter().zip(before).enumerate() {
                 let now = slot.memory.counter(page as u64).load(Ordering::SeqCst);
                 let told = self.told.contains(&(slot.gpa + page as u64 * PAGE));
                 verdict.stale += usize::from(now != *copy);
-                verdict.written += usize::from(now != 0);
-                verdict.missed += usize::from(now != 0 && !told);
-                verdict.invented += usize::from(now == 0 && told);
+                verdict.written += usize::from(now != *before);
+                verdict.missed += usize::from(now != *before && !told);
+                verdict.invented += usize::from(now == *before && told);
             }
         }
         verdict

@@ -12,6 +12,8 @@ const PAGE: u64 = 4096;
 struct Slot {
     pages: u64,
     logging: bool,
+    /// Writes get to KVM: not so after `KVM_DIRTY_LOG_INITIALLY_SET`, before the log was cleared.
+    watched: bool,
     dirty: BTreeSet<u64>,
 }
 
@@ -42,8 +44,11 @@ impl Fake {
     fn write(&self, number: u32, page: u64) {
         let mut kernel = self.kernel();
         let ring = kernel.ring;
-        if kernel.slots.get_mut(&number).is_some_and(|slot| slot.logging && (ring || slot.dirty.insert(page))) && ring {
+        let Some(slot) = kernel.slots.get_mut(&number).filter(|slot| slot.logging && slot.watched) else { return };
+        if ring {
             kernel.ring_entries.push_back(Entry { slot: number, page });
+        } else {
+            slot.dirty.insert(page);
         }
     }
 
@@ -68,6 +73,9 @@ impl Vm for Fake {
             has.dirty.extend(0..has.pages);
         } else if !on {
             has.dirty.clear();
+        }
+        if on != has.logging {
+            has.watched = on && !all;
         }
         has.logging = on;
         Ok(())
@@ -124,6 +132,7 @@ impl Vm for Fake {
             bit < u64::from(pages) && words[(bit / 64) as usize] >> (bit % 64) & 1 == 1
         };
         has.dirty.retain(|page| !cleared(page));
+        has.watched |= has.dirty.is_empty();
         kernel.cleared.push((first, pages));
         Ok(())
     }
@@ -268,7 +277,7 @@ fn a_slot_that_logs_already_keeps_logging_and_one_that_is_read_only_never_does()
     let mut all = slots();
     all[0].flags = abi::MEM_LOG_DIRTY_PAGES;
     all[1].flags = abi::MEM_READONLY;
-    fake.kernel().slots.insert(1, Slot { pages: LAST, logging: true, dirty: BTreeSet::from([5]) });
+    fake.kernel().slots.insert(1, Slot { pages: LAST, logging: true, watched: true, dirty: BTreeSet::from([5]) });
     let mut tracker = Tracker::new(Box::new(fake.clone()), None, &all, true).unwrap();
     tracker.start(&ranges(), 4096).unwrap();
     assert!(harvest(&mut tracker).is_empty(), "written before");
@@ -299,6 +308,8 @@ fn with_ring() -> Fake {
 #[test]
 fn rings_are_harvested_in_rounds_and_reset() {
     let fake = with_ring();
+    // The VMM's own idea, with which KVM would watch for nothing at first.
+    fake.kernel().manual = abi::INITIALLY_SET | abi::MANUAL_PROTECT_ENABLE;
     // Left by an earlier user.
     fake.kernel().ring_entries.push_back(Entry { slot: 77, page: 1 });
     let mut tracker = tracker(&fake, true);
