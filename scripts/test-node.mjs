@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 
+import { buildMicrovm } from './build-microvm.mjs';
 import { buildNative } from './build-native.mjs';
 import { buildTs } from './build-ts.mjs';
 import { root, run } from './lib/process.mjs';
@@ -34,7 +35,7 @@ async function testOn(version) {
 }
 
 let counts = noCounts();
-if ((await buildNative()) && (await buildTs())) {
+if ((await buildNative()) && (await buildTs()) && (await buildMicrovm())) {
   for (const major of process.argv.slice(2)) {
     const version = versions[major];
     if (version === undefined)

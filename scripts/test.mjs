@@ -1,5 +1,6 @@
 // Builds, then runs the Rust and the TypeScript tests. Ends with one line `N passed, N failed`, summed from what the
 // runners really printed. `node scripts/test.mjs rust` or `ts` runs one half.
+import { buildMicrovm } from './build-microvm.mjs';
 import { buildNative } from './build-native.mjs';
 import { buildTs } from './build-ts.mjs';
 import { bin, run } from './lib/process.mjs';
@@ -21,7 +22,7 @@ if (wanted('rust')) {
 }
 
 if (wanted('ts')) {
-  if ((await buildNative()) && (await buildTs())) {
+  if ((await buildNative()) && (await buildTs()) && (await buildMicrovm())) {
     const { code, stdout } = await run(bin('ava'), ['--tap']);
     counts = sum(counts, parseTap(stdout, code));
   } else counts = sum(counts, { ...noCounts(), failed: 1, problems: ['the build, so no TypeScript test ran'] });

@@ -9,7 +9,6 @@ export const caught = {
   'skip-device-dirty': 'stalePages',
   'stale-vcpu': 'vcpuErrors',
   'two-owners': 'owners',
-  'early-irq': 'lostInterrupts',
 };
 
 /** @param {unknown} value */

@@ -17,36 +17,24 @@ export interface Waiting {
   arrival: Promise<Arrival>;
 }
 
-/** Long enough that the device has told of everything that was under way. */
-const EARLY_MS = 200;
-
 /** Makes the machine wait for a guest. */
 export async function arrive(
   machine: Machine,
   journal: Journal,
-  { mode, sabotage, interruption }: Extract<HostRequest, { do: 'receive' }>,
+  { mode, interruption }: Extract<HostRequest, { do: 'receive' }>,
 ): Promise<Waiting> {
   const times: Arrival = {};
   const run = () => {
     times.ranAtNs = process.hrtime.bigint().toString();
     machine.vm.run();
   };
-  let late: Sections = {};
   const hooks = {
     fence: journal,
     restoreSections: (sections: Sections) => {
       if (interruption === 'refuse-sections') throw new Error('interrupted at the sections');
-      late = sections;
       restoreVcpus(machine.vm, sections);
     },
-    resume: async () => {
-      if (sabotage === 'early-irq') {
-        // Interrupts were armed already, and the function runs: what it raised meanwhile is overwritten here.
-        await new Promise((resolve) => setTimeout(resolve, EARLY_MS));
-        machine.vm.restore(late);
-      }
-      run();
-    },
+    resume: async () => run(),
   };
   if (mode === 'session') {
     const { address, socket } = await listen();

@@ -71,8 +71,6 @@ function count(what: string, value: string, least: number, most: number): number
 const LOADS: Readonly<Partial<Record<Sabotage, Partial<Load>>>> = {
   // No page is written a second time, so that the guest never looks at one that was lost: the witness alone has to find it.
   'skip-kvm-dirty': { workingSetPages: 1 << 24 },
-  // Queues that are always full: then an interrupt that is lost is not made good by the next one.
-  'early-irq': { iops: 1_000_000 },
 };
 
 /** So many percent of all pages a second, over all of memory. */

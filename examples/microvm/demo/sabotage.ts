@@ -5,11 +5,10 @@
  * - `skip-device-dirty`: what the function writes by DMA to one page is not reported: stale pages.
  * - `stale-vcpu`: a vCPU's vector registers go over as they were before the last rounds: errors that the guest finds.
  * - `two-owners`: the source lets the function and the vCPUs run again after the commit: two owners.
- * - `early-irq`: interrupts of the device reach KVM before the interrupt controller is restored: interrupts that the guest misses.
  */
 import type { DirtySource, MemoryRange } from 'towline';
 
-export const SABOTAGES = ['skip-kvm-dirty', 'skip-device-dirty', 'stale-vcpu', 'two-owners', 'early-irq'] as const;
+export const SABOTAGES = ['skip-kvm-dirty', 'skip-device-dirty', 'stale-vcpu', 'two-owners'] as const;
 
 /** See {@link SABOTAGES}. */
 export type Sabotage = (typeof SABOTAGES)[number];

@@ -105,7 +105,11 @@ export class Connection {
     this.sentBytes += HEADER_BYTES + data.length;
     this.socket.write(header);
     if (this.socket.write(data)) return;
-    await Promise.race([once(this.socket, 'drain'), once(this.socket, 'close')]);
+    const heard = new AbortController();
+    const { signal } = heard;
+    await Promise.race([once(this.socket, 'drain', { signal }), once(this.socket, 'close', { signal })]);
+    // Or the other listener would stay, one for each time that the socket was full.
+    heard.abort();
   }
 
   #take(chunk: Buffer): void {
