@@ -76,6 +76,8 @@ async function microvm(main, platform, env) {
     });
     cpSync(join(root, 'examples', 'shared'), join(examples, 'shared'), { recursive: true });
     cpSync(join(root, 'tsconfig.base.json'), join(folder, 'vmm', 'tsconfig.base.json'));
+    // As in the checkout, what stands beside the microvm is ESM.
+    writeFileSync(join(examples, 'package.json'), '{"type":"module"}\n');
     // What only the compiler needs.
     mkdirSync(join(examples, 'node_modules'));
     symlinkSync(join(root, 'node_modules', '@types'), join(examples, 'node_modules', '@types'));

@@ -15,7 +15,7 @@ const USAGE = `usage: npm run demo:vm -- [OPTION…]
   --json              a line a kind, as JSON
   --kind KIND         ${KINDS.join(', ')}; all of them by default, one with --rounds
   --mode MODE         ${MODES.join(', ')}; default: migrate
-  --memory MIB        of the guest: 64 to 16384, a multiple of 8; default: 1024, 64 with --rounds
+  --memory MIB        of the guest: 96 to 16384, a multiple of 8; default: 1024, 96 with --rounds
   --dirty HOW         log, ring; default: log
   --doorbells HOW     mmio, ioeventfd; default: ioeventfd
   --vcpus N           1, 2; default: 2
@@ -90,7 +90,7 @@ const mode: Mode = oneOf('mode', values.mode, MODES);
 if (sabotage !== undefined && (mode !== 'migrate' || values.rounds !== undefined))
   usage('a sabotage is one of --mode migrate, without --rounds');
 const rounds = values.rounds === undefined ? undefined : count('rounds', values.rounds, 1, 100_000);
-const memoryMiB = count('memory', values.memory ?? (rounds === undefined ? '1024' : '64'), 64, 16_384);
+const memoryMiB = count('memory', values.memory ?? (rounds === undefined ? '1024' : '96'), 96, 16_384);
 if (memoryMiB % 8 !== 0) usage('--memory takes a multiple of 8');
 const kinds: readonly Kind[] = (values.kind ?? (rounds === undefined ? KINDS : ['vf'])).map((k) =>
   oneOf('kind', k, KINDS),
