@@ -89,7 +89,7 @@ async function microvm(main, platform, env) {
   });
   const name = 'the microvm moves a guest with the package from its tarball';
   const demo = join('dist', 'microvm', 'demo', 'main.js');
-  const result = await run('node', [demo, '--json', '--kind', 'vf', '--memory', '64'], { cwd, env, echo: 'hide' });
+  const result = await run('node', [demo, '--json', '--kind', 'vf', '--memory', '96'], { cwd, env, echo: 'hide' });
   if (result.code === UNAVAILABLE) {
     checks.skip(name, result.stderr.trim().split('\n').at(-1) ?? 'no microvm can run here');
     return;
