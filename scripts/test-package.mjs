@@ -37,7 +37,7 @@ function userEnvironment() {
   const tools = join(folder, 'bin');
   mkdirSync(tools);
   symlinkSync(process.execPath, join(tools, 'node'));
-  for (const tool of ['npm', 'sh']) {
+  for (const tool of ['npm', 'sh', 'mkfifo']) {
     const path = (process.env['PATH'] ?? '').split(delimiter).find((entry) => existsSync(join(entry, tool)));
     must(path !== undefined, `${tool} is not on PATH`);
     symlinkSync(join(path, tool), join(tools, tool));
