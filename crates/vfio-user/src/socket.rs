@@ -297,8 +297,9 @@ impl Inbox<'_> {
                 Err(errno) => return Err(Ended::System { call: "poll", errno }),
             }
             let [socket, _, listener] = fds.map(|fd| fd.revents());
-            // One client at a time: another one is told at once rather than left waiting. Without a descriptor for it, it has to wait.
-            if listener.contains(PollFlags::IN) && accept(self.listener).is_err() {
+            // One client at a time: another one is told at once rather than left waiting. Without a descriptor for it, it has to wait; and so
+            // it does where this one has gone meanwhile: it is the next.
+            if listener.contains(PollFlags::IN) && !hung_up(&self.socket) && accept(self.listener).is_err() {
                 self.paused.set(Some(Instant::now() + PAUSE));
             }
             if socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
@@ -309,6 +310,12 @@ impl Inbox<'_> {
             }
         }
     }
+}
+
+/// Whether the other end was closed. What it has sent before may still have to be read.
+fn hung_up(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::empty())];
+    poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 /// Accepts a client, if there is one.

@@ -333,6 +333,20 @@ fn the_socket() {
     std::fs::remove_file(&rig.socket).unwrap();
 }
 
+/// Who comes at once after another one has gone is the next, whether or not the server has noticed yet.
+#[test]
+fn one_after_the_other_without_a_pause() {
+    let rig = Rig::new(Kind::Vf);
+    for round in 0..300 {
+        let client = rig.client(DmaLayout::Specified);
+        if round % 2 == 0 {
+            // It leaves with answers under way.
+            (0..8).for_each(|_| client.raw(&message(7, READ, 0, &le(&[(0, 8), (7, 4), (4, 4)])), &[]));
+        }
+    }
+    assert_eq!(rig.server.status().clients, 300);
+}
+
 /// What can be refused is refused before the function is taken from whoever uses it.
 #[test]
 fn a_refused_socket_takes_no_function() {
