@@ -62,6 +62,8 @@ await good('demo:vm --mode session: the VMM moves memory and owns the commit', [
 });
 await good('demo:vm --dirty ring --doorbells mmio', ['--dirty', 'ring', '--doorbells', 'mmio'], { doorbells: 'mmio' });
 await good('demo:vm --vcpus 1', ['--vcpus', '1'], { vcpus: 1 });
+// What early-irq is made of, in the right order: queues full of commands that the destination does.
+await good('demo:vm --iops-limit 50', ['--iops-limit', '50']);
 for (const [name, counter] of Object.entries(caught)) {
   await check(`demo:vm --sabotage ${name}: is caught`, [...SMALL, '--sabotage', name], 1, (lines) => {
     must(lines.length === 1, `${lines.length} lines`);

@@ -9,6 +9,7 @@ export const caught = {
   'skip-device-dirty': 'stalePages',
   'stale-vcpu': 'vcpuErrors',
   'two-owners': 'owners',
+  'early-irq': 'lostInterrupts',
 };
 
 /** @param {unknown} value */

@@ -88,7 +88,7 @@ export const machines = /** @satisfies {Record<string, Machine>} */ ({
   sriov: {
     devices: [...nvmeSriov, port(1, 'igb')],
     disks: { 'nvme.img': 256 },
-    setup: ['modprobe igb', 'modprobe vfio-pci'],
+    setup: ['modprobe nvme', 'modprobe igb', 'modprobe vfio-pci'],
   },
   /** A PF, a VF and a SIOV-like function of an embedded subsystem (test/kernel/host/judge.ts) at 0000:01:00.0, 02 and 03. */
   judge: {
@@ -217,7 +217,7 @@ export const suites = [
     kernels: ['built', 'debian'],
     machine: 'sriov',
     program: { crate: 'towline-linux', example: 'vm_host' },
-    setup: ['modprobe nvme', 'echo N > /sys/module/vfio_pci/parameters/enable_sriov'],
+    setup: ['echo N > /sys/module/vfio_pci/parameters/enable_sriov'],
     smoke: true,
     timeoutSeconds: 300,
   },

@@ -1,5 +1,6 @@
 /** The destination's part of a move, in each mode, and what may be broken about it on purpose. */
 import { createServer, type AddressInfo, type Socket } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { ControlledFunction, GuestMemory, Journal, Sections } from 'towline';
 import { Connection } from '../src/connection.js';
 import type { Machine } from '../src/machine.js';
@@ -8,6 +9,9 @@ import { sessionIn } from '../src/session-in.js';
 import { takeIn } from '../src/take-in.js';
 import { takeOver } from '../src/take-over.js';
 import type { Arrival, HostRequest } from './protocol.js';
+
+/** Long enough for a function that is not held back to do whatever was waiting in its queues. */
+const EARLY_MS = 100;
 
 /** A machine that waits for a guest to arrive. */
 export interface Waiting {
@@ -21,9 +25,11 @@ export interface Waiting {
 export async function arrive(
   machine: Machine,
   journal: Journal,
-  { mode, interruption }: Extract<HostRequest, { do: 'receive' }>,
+  { mode, sabotage, interruption }: Extract<HostRequest, { do: 'receive' }>,
 ): Promise<Waiting> {
   const times: Arrival = {};
+  /** The state that comes too late. */
+  let late: Sections | undefined;
   const run = () => {
     times.ranAtNs = process.hrtime.bigint().toString();
     machine.vm.run();
@@ -33,8 +39,16 @@ export async function arrive(
     restoreSections: (sections: Sections) => {
       if (interruption === 'refuse-sections') throw new Error('interrupted at the sections');
       restoreVcpus(machine.vm, sections);
+      if (sabotage === 'early-irq') late = sections;
     },
-    resume: async () => run(),
+    resume: async () => {
+      if (late !== undefined) {
+        // The function runs, and KVM takes its interrupts; then the local APICs get a state in which none of them is pending.
+        await sleep(EARLY_MS);
+        machine.vm.restore(late);
+      }
+      run();
+    },
   };
   if (mode === 'session') {
     const { address, socket } = await listen();

@@ -121,13 +121,15 @@ class Host {
   }
 
   #leave(request: Extract<HostRequest, { do: 'leave' }>): Promise<unknown> {
-    const { journal, options } = this.#now;
+    const { journal, options, subsystem } = this.#now;
+    const machine = this.#running;
     return leave({
-      machine: this.#running,
+      machine,
       journal,
       scale: options.scale,
       request,
       event: (event) => side.event(event),
+      limit: (operationsPerSecond) => subsystem.controlling.rateLimit(machine.fn, { operationsPerSecond }),
       hold: () => side.hold(),
     });
   }

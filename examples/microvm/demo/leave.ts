@@ -19,6 +19,8 @@ export interface LeaveContext {
   scale: Scale;
   request: Extract<HostRequest, { do: 'leave' }>;
   event: (event: HostEvent) => void;
+  /** Holds the function back to so many commands a second. */
+  limit: (operationsPerSecond: number) => Promise<void>;
   /** Waits until the witness has compared. */
   hold: () => Promise<void>;
 }
@@ -32,11 +34,14 @@ const MOST_PASSES = 8;
 const MOST_PASSES_CONVERGING = 30;
 /** By then every write that was under way has ended. */
 const QUIET_MS = 100;
+/** By then a guest at work has filled its queues. */
+const FULL_MS = 500;
 
 /** Moves the machine away, and tells how that ended; a rollback is an end as well. */
 export async function leave(context: LeaveContext): Promise<Move> {
-  const { machine, request } = context;
+  const { machine, scale, request } = context;
   if (request.sabotage === 'two-owners') await readOnly(machine);
+  if (scale.iopsLimit !== undefined) await slowDown(context, scale.iopsLimit);
   machine.vm.resetGaps();
   const sections = request.sabotage === 'stale-vcpu' ? await staleSections(machine) : vcpuSections(machine.vm);
   const times: { pausedAtNs?: string } = {};
@@ -191,6 +196,12 @@ async function bySession(context: LeaveContext, hooks: Hooks): Promise<Move> {
 async function readOnly({ vm }: Machine): Promise<void> {
   vm.setLoad({ readPercent: 100 });
   await new Promise((resolve) => setTimeout(resolve, QUIET_MS));
+}
+
+/** Holds the function back until its queues are full. What waits in them when it goes is done at the destination, where nothing holds it back. */
+async function slowDown({ limit }: LeaveContext, operationsPerSecond: number): Promise<void> {
+  await limit(operationsPerSecond);
+  await new Promise((resolve) => setTimeout(resolve, FULL_MS));
 }
 
 /** Sections of vector registers: the guest keeps its count of heartbeats there, too. */

@@ -21,6 +21,7 @@ const USAGE = `usage: npm run demo:vm -- [OPTION…]
   --vcpus N           1, 2; default: 2
   --link MIB          what the link carries, in MiB a second; default: what the machine can
   --dirty-rate PERCENT of its memory that the guest writes a second, 0 to 100, one page after the other
+  --iops-limit N      holds the function back to so many commands a second until it has moved, so that its queues are full
   --converge MEANS    throttle, device-limit: what may be done so that it converges; default: nothing
   --rounds N          moves it back and forth so many times, broken off in every third
   --sabotage NAME     breaks it on purpose: ${SABOTAGES.join(', ')}
@@ -47,6 +48,7 @@ function args() {
         link: text,
         converge: { type: 'string', multiple: true },
         'dirty-rate': text,
+        'iops-limit': text,
         rounds: text,
         sabotage: text,
       },
@@ -73,6 +75,9 @@ const LOADS: Readonly<Partial<Record<Sabotage, Partial<Load>>>> = {
   'skip-kvm-dirty': { workingSetPages: 1 << 24 },
 };
 
+/** A guest whose queues are full submits nothing whose interrupt would tell it of the others that are done. */
+const IOPS_LIMITS: Readonly<Partial<Record<Sabotage, string>>> = { 'early-irq': '1' };
+
 /** So many percent of all pages a second, over all of memory. */
 function sweep(percent: number): Partial<Load> {
   return { dirtyPagesPerS: Math.round((memoryMiB * 256 * percent) / 100), workingSetPages: 1 << 24 };
@@ -96,6 +101,8 @@ const kinds: readonly Kind[] = (values.kind ?? (rounds === undefined ? KINDS : [
   oneOf('kind', k, KINDS),
 );
 
+const iopsLimit = values['iops-limit'] ?? (sabotage === undefined ? undefined : IOPS_LIMITS[sabotage]);
+
 const scale: Scale = {
   memoryMiB,
   namespaceMiB: 32,
@@ -108,6 +115,7 @@ const scale: Scale = {
   dirtyRingEntries: oneOf('kind of dirty tracking', values.dirty, ['log', 'ring']) === 'ring' ? 4096 : 0,
   doorbells: oneOf('kind of doorbells', values.doorbells, ['mmio', 'ioeventfd']),
   converge: (values.converge ?? []).map((m) => oneOf('means', m, ['throttle', 'device-limit'])),
+  ...(iopsLimit === undefined ? {} : { iopsLimit: count('iops-limit', iopsLimit, 1, 1_000_000) }),
   ...(values.link === undefined ? {} : { linkBytesPerSecond: count('link', values.link, 1, 1 << 20) * (1 << 20) }),
 };
 

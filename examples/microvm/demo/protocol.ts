@@ -28,6 +28,8 @@ export interface Scale {
   doorbells: 'mmio' | 'ioeventfd';
   /** What the link between the hosts carries; missing: what the machine can. */
   linkBytesPerSecond?: number;
+  /** The function does so many commands a second, from before it is moved; missing: as many as it can. */
+  iopsLimit?: number;
   /** What may be done so that it converges, in this order. */
   converge: readonly Means[];
 }

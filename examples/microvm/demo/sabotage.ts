@@ -5,10 +5,12 @@
  * - `skip-device-dirty`: what the function writes by DMA to one page is not reported: stale pages.
  * - `stale-vcpu`: a vCPU's vector registers go over as they were before the last rounds: errors that the guest finds.
  * - `two-owners`: the source lets the function and the vCPUs run again after the commit: two owners.
+ * - `early-irq`: the destination arms the function's interrupts before the interrupt controllers have their state, with commands waiting in
+ *   its queues: interrupts that never come.
  */
 import type { DirtySource, MemoryRange } from 'towline';
 
-export const SABOTAGES = ['skip-kvm-dirty', 'skip-device-dirty', 'stale-vcpu', 'two-owners'] as const;
+export const SABOTAGES = ['skip-kvm-dirty', 'skip-device-dirty', 'stale-vcpu', 'two-owners', 'early-irq'] as const;
 
 /** See {@link SABOTAGES}. */
 export type Sabotage = (typeof SABOTAGES)[number];
