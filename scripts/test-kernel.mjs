@@ -20,6 +20,7 @@ import { buildNative } from './build-native.mjs';
 import { buildTs } from './build-ts.mjs';
 import { lost, parseGuestConsole, reached } from './lib/guest-console.mjs';
 import { endLines, failureLines, lineByLine, progress } from './lib/guest-report.mjs';
+import { bundleGuest } from './lib/guest-bundle.mjs';
 import { fillRunFolder, guestCommand, guestRoot, runGuest, startHost, withRunFolder } from './lib/guest.mjs';
 import { bootSeconds, planBoots, rolesOf, stepName } from './lib/kernel-plan.mjs';
 import { failures, jsonLine, table, total } from './lib/kernel-rows.mjs';
@@ -83,6 +84,7 @@ async function build() {
   }
   const needsTs = chosen.some(({ program }) => 'node' in program) || boots.some(({ machine }) => machine.host);
   if (needsTs && !((await buildNative()) && (await buildTs()))) return 'the package does not build';
+  if (needsTs) await bundleGuest();
   return undefined;
 }
 

@@ -179,12 +179,12 @@ export function runGuest({ args, env }, seconds, heard, signal) {
       cleanups.delete(cleanup);
       resolve({ console, problem: String(error) });
     });
-    child.on('close', (code) => {
+    child.on('close', (code, death) => {
       cleanups.delete(cleanup);
       const late = code === 124 || code === 137 ? `the guest did not end within ${seconds} s` : undefined;
       resolve({
         console,
-        problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code ?? 'a signal'}: ${firstLine(stderr)}`),
+        problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code ?? death}: ${firstLine(stderr)}`),
       });
     });
   });

@@ -66,7 +66,7 @@ export const stepName = (suite, n) => `${String(n + 1).padStart(2, '0')}-${suite
 export function stepScript({ program, args = '', setup = [], timeoutSeconds }) {
   const command =
     'node' in program
-      ? `node --enable-source-maps --test-reporter=tap /towline/checkout/dist-test/kernel/guest/tests/${program.node}.js`
+      ? `node --enable-source-maps --test-reporter=tap /towline/checkout/dist-guest/tests-${program.node}.js`
       : `/towline/run/programs/${program.example}`;
   return `${['set -e', ...setup, `exec timeout --kill-after=5 ${timeoutSeconds} ${command} ${args}`].join('\n')}\n`;
 }

@@ -3,6 +3,7 @@ import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 
 import { TowlineError } from '../errors.js';
+import { packageRoot } from '../package-root.js';
 
 const require = createRequire(import.meta.url);
 
@@ -32,7 +33,7 @@ let loaded: unknown;
 export function loadNative(): unknown {
   if (loaded !== undefined) return loaded;
   const platform = platformName();
-  const local = fileURLToPath(new URL(`../../npm/${platform}/towline.${platform}.node`, import.meta.url));
+  const local = fileURLToPath(new URL(`npm/${platform}/towline.${platform}.node`, packageRoot));
   const packaged = `@towline/${platform}`;
   try {
     loaded = require(existsSync(local) ? local : packaged) as unknown;

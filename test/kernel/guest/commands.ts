@@ -3,6 +3,7 @@
 import { fileURLToPath } from 'node:url';
 
 import { devicesOpenIn } from './descriptors.js';
+import { cli as main } from './paths.js';
 
 /** One command, and what became of it. `error` is set where it threw, which none does. */
 export interface Asked {
@@ -17,8 +18,6 @@ export interface Answered {
   open: string[];
   error?: string;
 }
-
-const main = new URL('../../../dist/cli/main.js', import.meta.url);
 
 /** Collects what is written, as a pipe would. */
 function capture(stream: NodeJS.WriteStream): () => string {

@@ -6,8 +6,9 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 
 import type { Answered, Asked } from './commands.js';
+import { cli, commands as commandsModule } from './paths.js';
 
-const main = fileURLToPath(new URL('../../../dist/cli/main.js', import.meta.url));
+const main = fileURLToPath(cli);
 
 export interface Ended {
   code: number;
@@ -34,7 +35,7 @@ let last = 0;
 
 /** The command, in a process that runs all of them. Throws where it leaves devices open. */
 export async function towline(...args: string[]): Promise<Ended> {
-  commands ??= fork(fileURLToPath(new URL('commands.js', import.meta.url)), {
+  commands ??= fork(fileURLToPath(commandsModule), {
     env,
     execArgv: ['--enable-source-maps'],
   });

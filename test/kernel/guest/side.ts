@@ -10,10 +10,11 @@ import { binding } from '#towline/native/api.js';
 import { ServeClient } from '#towline/serve/client.js';
 import type { FunctionInfo, MethodName, Methods } from '#towline/serve/protocol.js';
 import type { Arms, FromInside, ToInside } from './inside-serve.js';
+import { cli, insideServe } from './paths.js';
 import { create, exists, hasDebugfs, kernelState, remove, type Register } from './mtty.js';
 
-const main = fileURLToPath(new URL('main.js', import.meta.resolve('#towline/cli/main.js')));
-const preload = new URL('./inside-serve.js', import.meta.url).href;
+const main = fileURLToPath(cli);
+const preload = insideServe.href;
 
 /** Nobody waits longer for one who wanted to come. */
 const ACCEPT_MS = 60_000;

@@ -8,12 +8,13 @@ import { fileURLToPath } from 'node:url';
 
 import { devicesOpenIn } from '../descriptors.js';
 import { towline as command } from '../host.js';
+import { cli as main } from '../paths.js';
 import { diskOf, run, secondaries, sys } from '../nvme.js';
 import { attribute, driverOf, vfsOf } from '../pci.js';
 
 /** Where the machine `sriov` has it. */
 const PF = '0000:01:00.0';
-const cli = fileURLToPath(new URL('../../../../dist/cli/main.js', import.meta.url));
+const cli = fileURLToPath(main);
 /** Its folder has to be this user's alone. */
 const folder = '/tmp/provision';
 const socket = ['--socket', `${folder}/socket`];

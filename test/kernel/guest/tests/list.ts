@@ -4,6 +4,7 @@ import { after, before, test } from 'node:test';
 
 import { discoverHost, type HostController, type HostFunction } from '../../../../dist/index.js';
 import { openFiles, sh, towline, towlineAlone, values } from '../host.js';
+import { api } from '../paths.js';
 
 const NVME = '0000:01:00.0';
 const IGB = '0000:02:00.0';
@@ -155,7 +156,7 @@ test('the command shows the same, and words for people', async () => {
 });
 
 test('somebody who is not root is told as much as that goes', async () => {
-  const reader = `import('${new URL('../../../../dist/index.js', import.meta.url).href}').then(async (t) => console.log(JSON.stringify(await t.discoverHost())))`;
+  const reader = `import('${api.href}').then(async (t) => console.log(JSON.stringify(await t.discoverHost())))`;
   const out = await sh(`setpriv --reuid 65534 --regid 65534 --clear-groups ${process.execPath} -e "${reader}"`);
   const { controlling } = JSON.parse(out) as { controlling: HostController[] };
   const all = (await discoverHost()).controlling;
