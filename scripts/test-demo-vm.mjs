@@ -2,7 +2,7 @@
 // caught is caught, by its own counter alone. Where there is no /dev/kvm, only what needs none is run.
 import { Checks, must } from './lib/checks.mjs';
 import { mustBeAllKinds } from './lib/demo-report.mjs';
-import { caught, mustBeCaught, mustBeGood } from './lib/demo-vm-report.mjs';
+import { caught, mustBeCaught, mustBeGood, mustHaveGivenUp, mustHaveSteps } from './lib/demo-vm-report.mjs';
 import { jsonLines } from './lib/json-lines.mjs';
 import { run } from './lib/process.mjs';
 import { closingLines, exitCode } from './lib/results.mjs';
@@ -62,6 +62,24 @@ await good('demo:vm --mode session: the VMM moves memory and owns the commit', [
 });
 await good('demo:vm --dirty ring --doorbells mmio', ['--dirty', 'ring', '--doorbells', 'mmio'], { doorbells: 'mmio' });
 await good('demo:vm --vcpus 1', ['--vcpus', '1'], { vcpus: 1 });
+// The guest writes faster than the link carries: its vCPUs are slowed down, its function is, or it stays where it is.
+const slowLink = {
+  throttle: ['--link', '32', '--dirty-rate', '30'],
+  'device-limit': ['--link', '16', '--dirty-rate', '0'],
+};
+for (const [means, args] of Object.entries(slowLink)) {
+  await check(`demo:vm --converge ${means}`, [...SMALL, ...args, '--converge', means], 0, (lines) => {
+    must(lines.length === 1, `${lines.length} lines`);
+    for (const line of lines) {
+      mustBeGood(line);
+      mustHaveSteps(line, means);
+    }
+  });
+}
+await check('demo:vm --converge give-up', [...SMALL, ...slowLink.throttle, '--converge', 'give-up'], 0, (lines) => {
+  must(lines.length === 1, `${lines.length} lines`);
+  for (const line of lines) mustHaveGivenUp(line, 32 << 20);
+});
 // What early-irq is made of, in the right order: queues full of commands that the destination does.
 await good('demo:vm --iops-limit 50', ['--iops-limit', '50']);
 for (const [name, counter] of Object.entries(caught)) {

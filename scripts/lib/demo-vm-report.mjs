@@ -36,6 +36,7 @@ export function mustHaveShape(line) {
   for (const name of ['kvm', 'device']) must(isCount(line['dirty']?.[name]), `dirty.${name}`);
   must(['mmio', 'ioeventfd'].includes(line['doorbells']), `doorbells is ${line['doorbells']}`);
   must(Array.isArray(line['phases']), 'phases');
+  must(Array.isArray(line['converge']?.steps), 'converge');
   for (const phase of line['phases']) must(typeof phase.name === 'string' && isTime(phase.ms), 'a phase');
 }
 
@@ -71,6 +72,38 @@ export function mustBeGood(line, { mode = 'migrate', vcpus = 2, doorbells = 'ioe
   must(line['dirty'].kvm > 0, `${where}: the vCPUs wrote nothing, by what KVM says`);
   must(line['dirty'].device > 0, `${where}: the function wrote nothing, by what it says`);
   must(line['guestPauseMs'] > 0 && line['heartbeatGapMs'] > 0, `${where}: nobody felt a pause`);
+}
+
+/**
+ * It was made to converge by these means, and they did what they are for, as measured.
+ * @param {Record<string, any>} line
+ * @param {string} means
+ */
+export function mustHaveSteps(line, means) {
+  const { steps } = line['converge'];
+  const writer = means === 'throttle' ? 'others' : 'devices';
+  must(steps.length > 0, 'nothing was done so that it converges');
+  for (const step of steps) must(step.means === means, `${step.means} was used`);
+  const [first] = steps;
+  must(
+    first.after[writer] < first.before[writer],
+    `${means}: ${first.before[writer]} before, ${first.after[writer]} after it`,
+  );
+}
+
+/**
+ * It stays at the source, unharmed, and it is told what it would take.
+ * @param {Record<string, any>} line
+ * @param {number} bytesPerSecond what the link carries
+ */
+export function mustHaveGivenUp(line, bytesPerSecond) {
+  mustHaveShape(line);
+  for (const [name, count] of Object.entries(damage(line))) must(count === 0, `${name} is ${count}`);
+  must(line['verified'] === true && line['outcome'] === 'rolled-back', `${line['outcome']}: ${line['why'] ?? ''}`);
+  const { needs } = line['converge'];
+  must(needs !== null, 'nobody says what it would take');
+  must(needs.bandwidthBytesPerSecond > bytesPerSecond, `a bandwidth of ${needs.bandwidthBytesPerSecond} would do`);
+  must(line['why'].includes('it would take'), line['why']);
 }
 
 /**

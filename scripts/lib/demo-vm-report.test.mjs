@@ -1,6 +1,6 @@
 import test from 'ava';
 
-import { caught, mustBeCaught, mustBeGood } from './demo-vm-report.mjs';
+import { caught, mustBeCaught, mustBeGood, mustHaveGivenUp, mustHaveSteps } from './demo-vm-report.mjs';
 
 const good = () => ({
   kind: 'vf',
@@ -23,6 +23,7 @@ const good = () => ({
   vcpus: 2,
   phases: [{ name: 'stop', ms: 1 }],
   forecast: null,
+  converge: { steps: [], needs: null },
 });
 
 test('a good line is good, and any damage is seen', (t) => {
@@ -57,4 +58,33 @@ test('a sabotage is caught by its own counter alone', (t) => {
     t.throws(() => mustBeCaught({ ...good(), verified: false }, counter));
     t.throws(() => mustBeCaught({ ...line, io: { ...line.io, corrupted: 1 } }, counter));
   }
+});
+
+test('what was done to converge has to have helped, by the means that was asked for', (t) => {
+  const step = { means: 'throttle', before: { others: 9, devices: 1 }, after: { others: 4, devices: 2 } };
+  const line = (/** @type {object[]} */ ...steps) => ({ ...good(), converge: { steps, needs: null } });
+  t.notThrows(() => mustHaveSteps(line(step), 'throttle'));
+  t.throws(() => mustHaveSteps(line(), 'throttle'));
+  t.throws(() => mustHaveSteps(line(step), 'device-limit'));
+  t.throws(() => mustHaveSteps(line({ ...step, after: { others: 9, devices: 0 } }), 'throttle'));
+  t.throws(() => mustHaveSteps(line({ ...step, means: 'device-limit' }), 'device-limit'));
+});
+
+test('giving up means to stay, unharmed, and to tell what it would take', (t) => {
+  const line = {
+    ...good(),
+    outcome: 'rolled-back',
+    why: 'after 8 passes …; it would take a bandwidth of …',
+    converge: { steps: [], needs: { bandwidthBytesPerSecond: 33 } },
+  };
+  t.notThrows(() => mustHaveGivenUp(line, 32));
+  for (const change of [
+    { outcome: 'committed' },
+    { verified: false },
+    { stalePages: 1 },
+    { why: 'after 8 passes' },
+    { converge: { steps: [], needs: null } },
+    { converge: { steps: [], needs: { bandwidthBytesPerSecond: 32 } } },
+  ])
+    t.throws(() => mustHaveGivenUp({ ...line, ...change }, 32), undefined, JSON.stringify(change));
 });

@@ -1,7 +1,15 @@
 /** The source's part of a move, in each mode, and what may be broken about it on purpose. */
 import { connect } from 'node:net';
 import { once } from 'node:events';
-import type { DirtySource, Journal, MemoryRange, MigrationEvent, MigrationReport } from 'towline';
+import {
+  isTowlineError,
+  type DirtySource,
+  type ForecastNeeds,
+  type Journal,
+  type MemoryRange,
+  type MigrationEvent,
+  type MigrationReport,
+} from 'towline';
 import { Connection } from '../src/connection.js';
 import type { Machine } from '../src/machine.js';
 import { migrateAway } from '../src/migrate-away.js';
@@ -87,9 +95,9 @@ async function byMigrate(context: LeaveContext, hooks: Hooks): Promise<Move> {
     policy: {
       // On a loaded machine a stop may cost more than that by itself; the demo shows what it was.
       maxDowntimeMs: 50,
-      maxRounds: scale.converge.length > 0 ? MOST_PASSES_CONVERGING : MOST_PASSES,
-      onNoConvergence: 'stop',
-      converge: { means: scale.converge },
+      maxRounds: scale.converge.some((means) => means !== 'give-up') ? MOST_PASSES_CONVERGING : MOST_PASSES,
+      onNoConvergence: scale.converge.includes('give-up') ? 'give-up' : 'stop',
+      converge: { means: scale.converge.filter((means) => means !== 'give-up') },
     },
     // A source that still runs needs something that it can run.
     release: sabotage !== 'two-owners',
@@ -109,7 +117,8 @@ async function byMigrate(context: LeaveContext, hooks: Hooks): Promise<Move> {
     if (e.type === 'forecast' && e.frozen) event({ type: 'forecast', forecast: e.forecast });
     if (e.type === 'converge' && e.action !== 'continue') event({ type: 'decision', ...decision(e) });
   }
-  return { ...moveOf(await reportOf(migration.result)), dirty };
+  const { report, needs } = await endOf(migration.result);
+  return { ...moveOf(report), dirty, ...(needs === undefined ? {} : { needs }) };
 }
 
 /** What was decided, in words. */
@@ -121,14 +130,18 @@ function decision(e: Extract<MigrationEvent, { type: 'converge' }>): { action: s
   return { action: `the function may move ${limit}`, why };
 }
 
-/** The report of a migration that was rolled back is beside its error. */
-async function reportOf(result: Promise<MigrationReport>): Promise<MigrationReport> {
+/** The report of a migration that was rolled back is beside its error; so is what it would take, where it gave up. */
+async function endOf(
+  result: Promise<MigrationReport>,
+): Promise<{ report: MigrationReport; needs?: ForecastNeeds | undefined }> {
   try {
-    return await result;
+    return { report: await result };
   } catch (error) {
-    const report = (error as { details?: { report?: MigrationReport } }).details?.report;
+    if (!isTowlineError(error)) throw error;
+    const { report } = error.details as { report?: MigrationReport };
     if (report === undefined) throw error;
-    return report;
+    const cause = isTowlineError(error.cause, 'ERR_TOWLINE_NOT_CONVERGING') ? error.cause.details : {};
+    return { report, needs: (cause as { needs?: ForecastNeeds }).needs };
   }
 }
 
@@ -143,7 +156,7 @@ function count(dirty: Move['dirty'], bySource: DirtyPages): void {
 }
 
 function moveOf(report: MigrationReport): Omit<Move, 'dirty'> {
-  const { outcome, why, downtimeMs, totalMs, rounds, bytes, phases, forecast } = report;
+  const { outcome, why, downtimeMs, totalMs, rounds, bytes, phases, forecast, converge } = report;
   return {
     outcome,
     downtimeMs,
@@ -154,6 +167,7 @@ function moveOf(report: MigrationReport): Omit<Move, 'dirty'> {
     phases,
     ...(why === undefined ? {} : { why }),
     ...(forecast === undefined ? {} : { forecast }),
+    ...(converge === undefined ? {} : { converge }),
   };
 }
 

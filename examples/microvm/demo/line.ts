@@ -1,4 +1,5 @@
 /** One line of `--json`, and how it is judged. */
+import type { ConvergeReport, ForecastNeeds } from 'towline';
 import type { Finding } from '../../shared/witness-process.js';
 import type { Arrival, GuestReport, Kind, Mode, Move, Scale } from './protocol.js';
 import type { Sabotage } from './sabotage.js';
@@ -31,6 +32,8 @@ export interface DemoLine {
   vcpus: number;
   phases: { name: string; ms: number }[];
   forecast: { downtimeMs: { p50: number; p95: number }; totalMs: number } | null;
+  /** What was done so that it converges, in its order; what it would take, where that was not enough and it gave up. */
+  converge: { steps: ConvergeReport['steps']; needs: ForecastNeeds | null };
   /** Several moves: how many there were, and how many were broken off on purpose. All else is the last one's, but for what was counted. */
   moves?: { committed: number; interrupted: number };
   /** Why it did not commit. */
@@ -91,6 +94,7 @@ export function lineOf(run: Run): DemoLine {
     vcpus: scale.vcpus,
     phases: move.phases,
     forecast: move.forecast ? { downtimeMs: move.forecast.downtimeMs, totalMs: move.forecast.totalMs } : null,
+    converge: { steps: move.converge?.steps ?? [], needs: move.needs ?? null },
     ...(run.interrupted === undefined ? {} : { moves: { committed: run.committed, interrupted: run.interrupted } }),
     ...(why === undefined ? {} : { why }),
     ...(samples.length > 0 ? { samples } : {}),

@@ -22,7 +22,8 @@ const USAGE = `usage: npm run demo:vm -- [OPTION…]
   --link MIB          what the link carries, in MiB a second; default: what the machine can
   --dirty-rate PERCENT of its memory that the guest writes a second, 0 to 100, one page after the other
   --iops-limit N      holds the function back to so many commands a second until it has moved, so that its queues are full
-  --converge MEANS    throttle, device-limit: what may be done so that it converges; default: nothing
+  --converge MEANS    throttle, device-limit: what may be done so that it converges, any number of times; give-up: where it
+                      does not, the guest stays where it is; default: it is stopped, however long that takes
   --rounds N          moves it back and forth so many times, broken off in every third
   --sabotage NAME     breaks it on purpose: ${SABOTAGES.join(', ')}
 `;
@@ -114,7 +115,7 @@ const scale: Scale = {
   },
   dirtyRingEntries: oneOf('kind of dirty tracking', values.dirty, ['log', 'ring']) === 'ring' ? 4096 : 0,
   doorbells: oneOf('kind of doorbells', values.doorbells, ['mmio', 'ioeventfd']),
-  converge: (values.converge ?? []).map((m) => oneOf('means', m, ['throttle', 'device-limit'])),
+  converge: (values.converge ?? []).map((m) => oneOf('means', m, ['throttle', 'device-limit', 'give-up'])),
   ...(iopsLimit === undefined ? {} : { iopsLimit: count('iops-limit', iopsLimit, 1, 1_000_000) }),
   ...(values.link === undefined ? {} : { linkBytesPerSecond: count('link', values.link, 1, 1 << 20) * (1 << 20) }),
 };

@@ -1,5 +1,5 @@
 /** What the demo's processes say to each other over Node's own IPC: plain JSON. */
-import type { Forecast, FunctionKind, Means, MigrationReport } from 'towline';
+import type { ConvergeReport, Forecast, ForecastNeeds, FunctionKind, Means, MigrationReport } from 'towline';
 import type { Load } from '#native';
 import type { Interruption } from './interruption.js';
 import type { Sabotage } from './sabotage.js';
@@ -30,8 +30,8 @@ export interface Scale {
   linkBytesPerSecond?: number;
   /** The function does so many commands a second, from before it is moved; missing: as many as it can. */
   iopsLimit?: number;
-  /** What may be done so that it converges, in this order. */
-  converge: readonly Means[];
+  /** What may be done so that it converges, in this order; `give-up`: where that is not enough the guest stays. Else it is stopped all the same. */
+  converge: readonly (Means | 'give-up')[];
 }
 
 export interface NamespaceFile {
@@ -78,6 +78,9 @@ export interface Move {
   bytes: { memory: number; deviceState: number; wire: number };
   phases: { name: string; ms: number }[];
   forecast?: Forecast;
+  converge?: ConvergeReport;
+  /** Where it gave up: what it would take. */
+  needs?: ForecastNeeds;
   /** Pages that were reported as written while it ran, by the vCPUs' source and by the function's. */
   dirty: { kvm: number; device: number };
   /** When the vCPUs were told to stop; `CLOCK_MONOTONIC`, decimal. */

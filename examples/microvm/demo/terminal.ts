@@ -91,7 +91,8 @@ export class Terminal {
     this.#write(
       `  dirty: ${line.dirty.kvm} pages by vCPUs, ${line.dirty.device} by the function; ${line.bytes.deviceState} bytes of device state\n`,
     );
-    const { io, guest, moves } = line;
+    const { io, guest, moves, converge } = line;
+    if (converge.needs) this.#write(`  it would take any of: ${JSON.stringify(converge.needs)}\n`);
     if (moves) this.#write(`  ${moves.committed} moves, ${moves.interrupted} more broken off on purpose\n`);
     this.#write(
       `  witness: ${io.completed} I/Os, ${io.lost} lost, ${io.duplicated} duplicated, ${io.corrupted} corrupted, ` +
