@@ -60,6 +60,9 @@ await check('demo:vm: every kind moves, verified', [], 0, (lines) => {
 await good('demo:vm --mode session: the VMM moves memory and owns the commit', ['--mode', 'session'], {
   mode: 'session',
 });
+await good('demo:vm --mode checkpoint: into a file, and out of it in another process', ['--mode', 'checkpoint'], {
+  mode: 'checkpoint',
+});
 await good('demo:vm --dirty ring --doorbells mmio', ['--dirty', 'ring', '--doorbells', 'mmio'], { doorbells: 'mmio' });
 await good('demo:vm --vcpus 1', ['--vcpus', '1'], { vcpus: 1 });
 // The guest writes faster than the link carries: its vCPUs are slowed down, its function is, or it stays where it is.

@@ -23,7 +23,7 @@ const isTime = (value) => typeof value === 'number' && Number.isFinite(value) &&
  */
 export function mustHaveShape(line) {
   must(kinds.includes(line['kind']), `kind is ${line['kind']}`);
-  must(['migrate', 'session'].includes(line['mode']), `mode is ${line['mode']}`);
+  must(['migrate', 'session', 'checkpoint'].includes(line['mode']), `mode is ${line['mode']}`);
   must(typeof line['verified'] === 'boolean', 'verified is no boolean');
   must(['committed', 'rolled-back', 'in-doubt'].includes(line['outcome']), `outcome is ${line['outcome']}`);
   for (const name of ['completed', 'lost', 'duplicated', 'corrupted']) must(isCount(line['io']?.[name]), `io.${name}`);

@@ -1,10 +1,12 @@
 /** The destination's part of a move, in each mode, and what may be broken about it on purpose. */
 import { createServer, type AddressInfo, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
 import type { ControlledFunction, GuestMemory, Journal, Sections } from 'towline';
 import { Connection } from '../src/connection.js';
 import type { Machine } from '../src/machine.js';
 import { restoreVcpus } from '../src/sections.js';
+import { fromFile } from '../src/from-file.js';
 import { sessionIn } from '../src/session-in.js';
 import { takeIn } from '../src/take-in.js';
 import { takeOver } from '../src/take-over.js';
@@ -17,8 +19,8 @@ const EARLY_MS = 100;
 export interface Waiting {
   /** Where it waits, as `tcp://host:port`. */
   address: string;
-  /** How it ended. */
-  arrival: Promise<Arrival>;
+  /** How it ended; a checkpoint is restored when that is asked for. */
+  arrival: () => Promise<Arrival>;
 }
 
 /** Makes the machine wait for a guest. */
@@ -56,13 +58,13 @@ export async function arrive(
       const wire = new Connection(s, machine.memory);
       return sessionIn(machine, wire, hooks).finally(() => wire.end());
     });
-    return { address, arrival: ended(session, times) };
+    return waiting(address, ended(session, times));
   }
   return new Promise((resolve, reject) => {
     const migration = takeIn(machine, {
       ...hooks,
       from: 'tcp://127.0.0.1:0',
-      onListening: (address) => resolve({ address, arrival: ended(migration.result, times) }),
+      onListening: (address) => resolve(waiting(address, ended(migration.result, times))),
     });
     migration.result.catch(reject);
   });
@@ -94,11 +96,31 @@ export async function arriveHere(
         times.ranAtNs = process.hrtime.bigint().toString();
         machine?.vm.run();
       },
-      onListening: (address) => resolve({ address, arrival: ended(migration.result, times) }),
+      onListening: (address) => resolve(waiting(address, ended(migration.result, times))),
     });
     migration.result.catch(reject);
   });
 }
+
+/**
+ * As {@link arrive}, out of a file that is not there yet. Nobody could compare before it is restored; so the witness does before it runs.
+ */
+export function arriveFromFile(machine: Machine, journal: Journal, path: string, hold: () => Promise<void>): Waiting {
+  const times: Arrival = {};
+  const resume = async () => {
+    const began = performance.now();
+    await hold();
+    times.heldMs = performance.now() - began;
+    times.ranAtNs = process.hrtime.bigint().toString();
+    machine.vm.run();
+  };
+  return {
+    address: pathToFileURL(path).href,
+    arrival: () => ended(fromFile(machine, { path, fence: journal, resume }).result, times),
+  };
+}
+
+const waiting = (address: string, arrival: Promise<Arrival>): Waiting => ({ address, arrival: () => arrival });
 
 /** How it ended; a refusal is an end as well. */
 function ended(result: Promise<unknown>, times: Arrival): Promise<Arrival> {

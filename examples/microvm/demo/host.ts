@@ -8,7 +8,7 @@ import { embedded, type EmbeddedSubsystem } from 'towline/rehearsal';
 import { serve } from '../../shared/host-process.js';
 import { Machine, showFunction, type MachineOptions } from '../src/machine.js';
 import { ramRanges } from '../src/ram.js';
-import { arrive, arriveHere, type Waiting } from './arrive.js';
+import { arrive, arriveFromFile, arriveHere, type Waiting } from './arrive.js';
 import { guestReport } from './guest-report.js';
 import { leave } from './leave.js';
 import { LOG_FD, MEMORY_FD, type Arrival, type HostEvent, type HostRequest } from './protocol.js';
@@ -22,7 +22,7 @@ class Host {
     | undefined;
   #machine: Machine | undefined;
   #fn: ControlledFunction | undefined;
-  #arrival: Promise<Arrival> | undefined;
+  #arrival: (() => Promise<Arrival>) | undefined;
   #sampling: NodeJS.Timeout | undefined;
   #made = 0;
 
@@ -35,7 +35,7 @@ class Host {
       case 'receive':
         return this.#receive(request);
       case 'received':
-        return this.#arrival;
+        return this.#arrived();
       case 'leave':
         return this.#leave(request);
       case 'haunt':
@@ -104,13 +104,29 @@ class Host {
 
   async #receive(request: Extract<HostRequest, { do: 'receive' }>): Promise<string> {
     const { address, arrival } = await this.#arrive(request);
-    this.#arrival = arrival;
-    void arrival.then(({ ranAtNs }) => ranAtNs !== undefined && this.#sample());
+    let ended: Promise<Arrival> | undefined;
+    this.#arrival = () =>
+      (ended ??= arrival().then((how) => {
+        if (how.ranAtNs !== undefined) this.#sample();
+        return how;
+      }));
+    // Whoever comes need not be asked for; but for a file, which is not there yet.
+    if (request.mode !== 'checkpoint') void this.#arrival();
     return address;
+  }
+
+  #arrived(): Promise<Arrival> {
+    if (!this.#arrival) throw new Error('nobody was waited for');
+    return this.#arrival();
   }
 
   async #arrive(request: Extract<HostRequest, { do: 'receive' }>): Promise<Waiting> {
     const { journal, options } = this.#now;
+    if (request.mode === 'checkpoint') {
+      const machine = await this.#make();
+      const path = join(options.directory, `checkpoint-${options.hostTag}-${this.#made}`);
+      return arriveFromFile(machine, journal, path, () => side.hold());
+    }
     if (request.mode !== 'same-host') return arrive(await this.#make(), journal, request);
     const prepared = await this.#prepare();
     const path = join(options.directory, `handoff-${options.hostTag}-${this.#made}`);

@@ -10,9 +10,10 @@ import type { Mode } from './protocol.js';
  */
 const INTERRUPTIONS = ['cancel', 'refuse-at-end', 'refuse-sections', 'cut'] as const;
 
-/** Those that a mode has: where no memory moves there is no pass to be cancelled or cut. */
+/** Those that a mode has: where no memory moves there is no pass to be cancelled or cut, and what moves into a file is gone before it is restored. */
 export function interruptions(mode: Mode): readonly Interruption[] {
-  return mode === 'same-host' ? ['refuse-at-end', 'refuse-sections'] : INTERRUPTIONS;
+  if (mode === 'same-host') return ['refuse-at-end', 'refuse-sections'];
+  return mode === 'checkpoint' ? ['cancel', 'refuse-at-end'] : INTERRUPTIONS;
 }
 
 /** See {@link INTERRUPTIONS}. */

@@ -1,12 +1,14 @@
 /** The source's part of a move, in each mode, and what may be broken about it on purpose. */
 import { connect } from 'node:net';
 import { once } from 'node:events';
+import { fileURLToPath } from 'node:url';
 import {
   isTowlineError,
   type DirtySource,
   type ForecastNeeds,
   type Journal,
   type MemoryRange,
+  type Migration,
   type MigrationEvent,
   type MigrationReport,
 } from 'towline';
@@ -16,6 +18,7 @@ import { migrateAway } from '../src/migrate-away.js';
 import { ramRanges } from '../src/ram.js';
 import { vcpuSections } from '../src/sections.js';
 import { sessionAway } from '../src/session-away.js';
+import { toFile } from '../src/to-file.js';
 import { LAYOUT } from '#native';
 import { MEMORY_FD, type HostEvent, type HostRequest, type Move, type Scale } from './protocol.js';
 import { forgetful } from './sabotage.js';
@@ -68,8 +71,8 @@ export async function leave(context: LeaveContext): Promise<Move> {
     },
     dirtySources: [dirtySource(context)],
   };
-  const move = request.mode === 'session' ? await bySession(context, hooks) : await byMigrate(context, hooks);
-  return { ...move, ...times };
+  const by = { migrate: byMigrate, 'same-host': byMigrate, session: bySession, checkpoint: byFile }[request.mode];
+  return { ...(await by(context, hooks)), ...times };
 }
 
 interface Hooks {
@@ -81,7 +84,7 @@ interface Hooks {
 }
 
 async function byMigrate(context: LeaveContext, hooks: Hooks): Promise<Move> {
-  const { machine, journal, scale, request, event } = context;
+  const { machine, journal, scale, request } = context;
   const { sabotage } = request;
   const { refuse, ...shared } = hooks;
   const cancel = new AbortController();
@@ -107,6 +110,36 @@ async function byMigrate(context: LeaveContext, hooks: Hooks): Promise<Move> {
     },
   });
   const dirty = { kvm: 0, device: 0 };
+  await follow(migration, context, dirty, cancel);
+  const { report, needs } = await endOf(migration.result);
+  return { ...moveOf(report), dirty, ...(needs === undefined ? {} : { needs }) };
+}
+
+/** Into a file, from which the destination makes a guest again. The witness compares there: nothing has that memory until then. */
+async function byFile(context: LeaveContext, hooks: Hooks): Promise<Move> {
+  const { machine, journal, request } = context;
+  const cancel = new AbortController();
+  const writing = toFile(machine, {
+    sections: hooks.sections,
+    pause: hooks.pause,
+    verify: hooks.refuse,
+    dirtySources: hooks.dirtySources,
+    path: fileURLToPath(request.to),
+    fence: journal,
+    signal: cancel.signal,
+  });
+  const dirty = { kvm: 0, device: 0 };
+  await follow(writing, context, dirty, cancel);
+  return { ...moveOf((await endOf(writing.result)).report), dirty };
+}
+
+/** Tells what happens, and counts who dirtied what. */
+async function follow(
+  migration: Migration,
+  { request, event }: LeaveContext,
+  dirty: Move['dirty'],
+  cancel: AbortController,
+): Promise<void> {
   for await (const e of migration) {
     if (e.type === 'phase' && e.phase === 'pre-copy' && request.interruption === 'cancel') cancel.abort();
     if (e.type === 'pages') event({ type: 'sending', pass: e.round, sentPages: e.sentPages, totalPages: e.totalPages });
@@ -117,8 +150,6 @@ async function byMigrate(context: LeaveContext, hooks: Hooks): Promise<Move> {
     if (e.type === 'forecast' && e.frozen) event({ type: 'forecast', forecast: e.forecast });
     if (e.type === 'converge' && e.action !== 'continue') event({ type: 'decision', ...decision(e) });
   }
-  const { report, needs } = await endOf(migration.result);
-  return { ...moveOf(report), dirty, ...(needs === undefined ? {} : { needs }) };
 }
 
 /** What was decided, in words. */

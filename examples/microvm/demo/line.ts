@@ -85,7 +85,7 @@ export function lineOf(run: Run): DemoLine {
     downtimeMs: move.downtimeMs,
     tenantPauseMs: finding.tenantPauseMs,
     guestPauseMs: guestPause(move, arrival),
-    heartbeatGapMs: Math.max(0, guest.heartbeatGapMs - move.heldMs),
+    heartbeatGapMs: Math.max(0, guest.heartbeatGapMs - held(move, arrival)),
     totalMs: move.totalMs,
     rounds: move.passes,
     bytes: { ...move.bytes, wire: run.wireBytes },
@@ -102,7 +102,12 @@ export function lineOf(run: Run): DemoLine {
 }
 
 /** From the stop of the vCPUs to their start elsewhere, without the time that the witness took; 0 where they never ran elsewhere. */
-export function guestPause({ pausedAtNs, heldMs }: Move, { ranAtNs }: Arrival): number {
+export function guestPause(move: Move, arrival: Arrival): number {
+  const { pausedAtNs } = move;
+  const { ranAtNs } = arrival;
   if (pausedAtNs === undefined || ranAtNs === undefined) return 0;
-  return Number(BigInt(ranAtNs) - BigInt(pausedAtNs)) / 1e6 - heldMs;
+  return Number(BigInt(ranAtNs) - BigInt(pausedAtNs)) / 1e6 - held(move, arrival);
 }
+
+/** How long the witness held everything up, on either side. */
+export const held = (move: Move, arrival: Arrival): number => move.heldMs + (arrival.heldMs ?? 0);

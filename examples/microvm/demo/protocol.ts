@@ -8,7 +8,7 @@ export type Kind = FunctionKind;
 export const KINDS: readonly Kind[] = ['pf', 'vf', 'siov'];
 
 /** How the machine is moved; see `src/`. */
-export const MODES = ['migrate', 'session', 'same-host'] as const;
+export const MODES = ['migrate', 'session', 'same-host', 'checkpoint'] as const;
 export type Mode = (typeof MODES)[number];
 
 /** File descriptors that a host inherits. */
@@ -91,6 +91,8 @@ export interface Move {
 export interface Arrival {
   /** When the vCPUs were let go; `CLOCK_MONOTONIC`, decimal. Missing where they were not. */
   ranAtNs?: string;
+  /** How long the witness held it up; in no other figure. */
+  heldMs?: number;
   why?: string;
 }
 

@@ -1,7 +1,7 @@
 /** Back and forth, many times, broken off in every third: nothing may be lost, and each round is judged. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { interruptions, type Interruption } from './interruption.js';
-import { guestPause, lineOf, type DemoLine } from './line.js';
+import { guestPause, held, lineOf, type DemoLine } from './line.js';
 import type { Arrival, GuestReport, Kind, Mode, Move, Scale } from './protocol.js';
 import { Stage, type Host } from './stage.js';
 import { wayTo } from './way.js';
@@ -60,7 +60,7 @@ export async function runRounds(
       round,
       outcome: move.outcome,
       guestPauseMs: guestPause(move, arrival),
-      heartbeatGapMs: Math.max(0, after.heartbeatGapMs - move.heldMs),
+      heartbeatGapMs: Math.max(0, after.heartbeatGapMs - held(move, arrival)),
       wrong: found,
       ...(interruption === undefined ? {} : { interruption }),
     });
@@ -90,7 +90,7 @@ async function oneMove(
   const { to } = way;
   const move = await here.call<Move>({ do: 'leave', to, mode, sabotage: undefined, interruption, freshDestination });
   const arrival = await there.call<Arrival>({ do: 'received' });
-  return { move, arrival, bytes: way.bytes };
+  return { move, arrival, bytes: way.bytes || move.bytes.wire };
 }
 
 /** Everything that a round leaves to be desired. */

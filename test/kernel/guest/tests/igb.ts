@@ -101,6 +101,13 @@ test('VFs that are there are used, and their number is changed only by force', a
   assert.deepEqual(await more.capacity(), [{ kind: 'vf', total: 2, free: 0 }]);
   await more.close();
   const forced = await new SriovDriver({ vfs: 3, force: true }).open(PF);
+  // What this process has provisioned is not destroyed behind its back, by nobody.
+  await assert.rejects(provisionFunction(forced, spec()), {
+    code: 'ERR_TOWLINE_BUSY',
+    message: new RegExp(addressOf(fn)),
+  });
+  assert.equal(await attribute(PF, 'sriov_numvfs'), '2');
+  await fn.release();
   await (await forced.provision(spec())).release();
   assert.equal(await attribute(PF, 'sriov_numvfs'), '3');
   await forced.close();
