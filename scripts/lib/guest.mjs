@@ -64,7 +64,15 @@ export async function guestRoot() {
 }
 
 /** What a program complained about first: QEMU prints its registers after that. @param {string} text */
-const firstLine = (text) => text.split('\n').find((line) => line.trim() !== '' && !line.includes('warning:')) ?? '';
+const firstLines = (text) =>
+  text
+    .split('\n')
+    .filter((line) => line.trim() !== '' && !line.includes('warning:'))
+    .slice(0, 3)
+    .join('; ');
+
+/** QEMU's own end: a failed assertion, a wrong address. @type {ReadonlySet<string | null>} */
+const crashes = new Set(['SIGABRT', 'SIGSEGV']);
 
 /** @param {string} text */
 const lastLine = (text) => text.trimEnd().split('\n').at(-1) ?? '';
@@ -156,7 +164,7 @@ export function guestCommand(guestRootPath, folder, { kernel, machine }, role) {
  * @param {number} seconds The longest it may take.
  * @param {(text: string) => void} [heard] Gets the console as it comes.
  * @param {AbortSignal} [signal] Ends it.
- * @returns {Promise<{ console: string, problem: string | undefined }>}
+ * @returns {Promise<{ console: string, problem: string | undefined, crashed: boolean }>} `crashed`: QEMU itself did.
  */
 export function runGuest({ args, env }, seconds, heard, signal) {
   return new Promise((resolve) => {
@@ -177,14 +185,15 @@ export function runGuest({ args, env }, seconds, heard, signal) {
     child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
     child.on('error', (error) => {
       cleanups.delete(cleanup);
-      resolve({ console, problem: String(error) });
+      resolve({ console, problem: String(error), crashed: false });
     });
     child.on('close', (code, death) => {
       cleanups.delete(cleanup);
       const late = code === 124 || code === 137 ? `the guest did not end within ${seconds} s` : undefined;
       resolve({
         console,
-        problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code ?? death}: ${firstLine(stderr)}`),
+        problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code ?? death}: ${firstLines(stderr)}`),
+        crashed: crashes.has(death),
       });
     });
   });
