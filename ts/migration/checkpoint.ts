@@ -20,6 +20,7 @@ import { completePolicy, type CompletePolicy } from './policy.js';
 import { EventQueue } from './progress.js';
 import { releaseEach } from './release.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
+import { takeSections } from './section-fds.js';
 import { outcomes } from './session-native.js';
 import { withReport } from './source.js';
 import type { FinalStats, RoundStats } from './steps.js';
@@ -211,12 +212,8 @@ class CheckpointWriter {
     this.#clock.add('device-state', final.stateMs);
     this.#report.bytes.deviceState += final.stateBytes;
     await this.#phase('prepare', async () => {
-      for (const [name, data] of this.#exposures?.saved() ?? [])
-        await native(() => session.sendSection(name, data, [], []));
-      for (const [name, take] of Object.entries(sections ?? {})) {
-        const data = await hook(`sections.${name}`, take);
-        await native(() => session.sendSection(name, data, [], []));
-      }
+      const all = [...(this.#exposures?.saved() ?? []), ...(await takeSections(sections))];
+      await native(() => session.sendSections(all));
       await native(() => session.prepare());
     });
     if (verify) await this.#phase('hold', () => hook('verify', verify));

@@ -3,8 +3,10 @@
  */
 import { TowlineError } from '../errors.js';
 import type { ExposureState, MigratableFunction } from '../function/types.js';
+import type { NativeSection } from '../native/binding.js';
 import type { Mismatch } from './offer.js';
 import type { Sections } from './options.js';
+import { nativeSection } from './section-fds.js';
 
 /** Names that begin so are towline's own. */
 const OWN = 'towline:';
@@ -39,7 +41,7 @@ export function checkCallerSections(names: readonly string[]): void {
 export class SourceExposures {
   readonly #functions: readonly MigratableFunction[];
   readonly #states: ReadonlyMap<MigratableFunction, ExposureState>;
-  #saved: (readonly [string, Uint8Array])[] = [];
+  #saved: NativeSection[] = [];
 
   constructor(functions: readonly MigratableFunction[]) {
     const states = functions.flatMap((fn) => {
@@ -79,12 +81,12 @@ export class SourceExposures {
           function: fn.uuid,
         });
       }
-      this.#saved.push([nameOf(fn), section]);
+      this.#saved.push(nativeSection(nameOf(fn), section));
     }
   }
 
   /** What was taken. */
-  saved(): readonly (readonly [string, Uint8Array])[] {
+  saved(): readonly NativeSection[] {
     return this.#saved;
   }
 }

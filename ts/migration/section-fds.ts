@@ -1,5 +1,7 @@
 import { closeSync } from 'node:fs';
 import { TowlineError } from '../errors.js';
+import type { NativeSection } from '../native/binding.js';
+import { hook } from './hook.js';
 import type { SectionContent } from './options.js';
 
 /** File descriptors that came with the caller's sections. What nobody takes is closed. */
@@ -40,8 +42,18 @@ export class SectionFds implements Disposable {
 }
 
 /** A section as it is sent: its bytes, and its descriptors with their names. */
-export function sectionParts(content: SectionContent): { bytes: Uint8Array; names: string[]; fds: number[] } {
-  if (content instanceof Uint8Array) return { bytes: content, names: [], fds: [] };
+export function nativeSection(name: string, content: SectionContent): NativeSection {
+  if (content instanceof Uint8Array) return { name, bytes: content, fdNames: [], fds: [] };
   const fds = Object.entries(content.fds ?? {});
-  return { bytes: content.bytes, names: fds.map(([name]) => name), fds: fds.map(([, fd]) => fd) };
+  return { name, bytes: content.bytes, fdNames: fds.map(([of]) => of), fds: fds.map(([, fd]) => fd) };
+}
+
+/** Takes the caller's sections, one after the other. */
+export async function takeSections(
+  sections: Readonly<Record<string, () => SectionContent | Promise<SectionContent>>> = {},
+): Promise<NativeSection[]> {
+  const taken: NativeSection[] = [];
+  for (const [name, take] of Object.entries(sections))
+    taken.push(nativeSection(name, await hook(`sections.${name}`, take)));
+  return taken;
 }

@@ -11,6 +11,7 @@ import { doubtOf } from './doubt.js';
 import { checkCallerSections, SourceExposures } from './exposures.js';
 import type { Verdict } from './journal.js';
 import { SessionParts } from './parts.js';
+import { nativeSection } from './section-fds.js';
 import {
   SessionAdvisor,
   type SessionAdvice,
@@ -322,8 +323,7 @@ export class SourceSession implements AsyncDisposable {
   async saveState(options?: WaitOptions): Promise<{ stateBytes: number; saveMs: number }> {
     return this.#step('saveState', 'saved', options, async () => {
       const saved = JSON.parse(await native(() => this.#native.saveState())) as { stateBytes: number; saveMs: number };
-      for (const [name, data] of this.#exposures.saved())
-        await native(() => this.#native.sendSection(name, data, [], []));
+      await native(() => this.#native.sendSections(this.#exposures.saved()));
       return saved;
     });
   }
@@ -331,7 +331,7 @@ export class SourceSession implements AsyncDisposable {
   /** Sends the next of the caller's sections, by its name. At most 64 MiB together. */
   async sendSection(name: string, data: Uint8Array, options?: WaitOptions): Promise<void> {
     await this.#step('sendSection', undefined, options, () =>
-      native(() => this.#native.sendSection(name, data, [], [])),
+      native(() => this.#native.sendSections([nativeSection(name, data)])),
     );
   }
 

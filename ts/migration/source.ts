@@ -22,7 +22,7 @@ import { completePolicy, decide, type CompletePolicy } from './policy.js';
 import { EventQueue } from './progress.js';
 import { releaseEach } from './release.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
-import { sectionParts } from './section-fds.js';
+import { takeSections } from './section-fds.js';
 import { CallerStream } from './session-stream.js';
 import type {
   FinalStats,
@@ -319,12 +319,8 @@ class SourceMigration {
     });
     await (this.#passing ? this.#saveState(session) : this.#finalPass(session));
     await this.#phase('prepare', async () => {
-      for (const [name, data] of this.#exposures?.saved() ?? [])
-        await native(() => session.sendSection(name, data, [], []));
-      for (const [name, take] of Object.entries(sections ?? {})) {
-        const { bytes, names, fds } = sectionParts(await hook(`sections.${name}`, take));
-        await native(() => session.sendSection(name, bytes, names, fds));
-      }
+      const all = [...(this.#exposures?.saved() ?? []), ...(await takeSections(sections))];
+      await native(() => session.sendSections(all));
       await native(() => session.prepare());
     });
     if (verify) await this.#phase('hold', () => hook('verify', verify));

@@ -299,6 +299,14 @@ export interface NativeProgress {
 }
 
 /** One migration, at the source. Every step is a blocking call on a thread of its own; JSON results as in crates/engine. */
+/** A section of the caller. `fds` are named by `fdNames`, and stay the caller's. */
+export interface NativeSection {
+  name: string;
+  bytes: Uint8Array;
+  fdNames: string[];
+  fds: number[];
+}
+
 export interface NativeSourceSession {
   offer(json: string): Promise<string>;
   startTracking(): Promise<void>;
@@ -321,8 +329,8 @@ export interface NativeSourceSession {
   refused(): Promise<void>;
   /** 'committed' | 'refused' | 'unknown' → {verdict} */
   settle(answer: string): Promise<string>;
-  /** `fds` are named by `fdNames`; they stay the caller's, and are duplicated before this returns. */
-  sendSection(name: string, data: Uint8Array, fdNames: readonly string[], fds: readonly number[]): Promise<void>;
+  /** In this order. Their bytes are copied and their descriptors duplicated before this returns. */
+  sendSections(sections: readonly NativeSection[]): Promise<void>;
   prepare(): Promise<string>;
   commit(): Promise<string>;
   /** A copy, after `prepare`: the functions run again; JSON outcomes as of `abort` */

@@ -35,6 +35,34 @@ fn round_json(stats: &RoundStats, total_wire_bytes: u64, dirtied: &[SourcePages]
     })
 }
 
+/// A section of the caller. `fds` are named by `fd_names`, in the same order, and stay the caller's.
+#[napi(object)]
+pub struct Section {
+    pub name: String,
+    pub bytes: Uint8Array,
+    pub fd_names: Vec<String>,
+    pub fds: Vec<i32>,
+}
+
+/// A section on its way to another thread: its descriptors may be closed here before they are sent.
+struct OwnedSection {
+    name: String,
+    bytes: Vec<u8>,
+    fds: Vec<(String, OwnedFd)>,
+}
+
+impl OwnedSection {
+    fn of(Section { name, bytes, fd_names, fds }: Section) -> Result<Self, Fault> {
+        if fd_names.len() != fds.len() || fds.len() > MAX_SECTION_DESCRIPTORS {
+            let what = format!("section {name} has more than {MAX_SECTION_DESCRIPTORS} descriptors");
+            return Err(Fault::argument(what));
+        }
+        let named = fd_names.into_iter().zip(fds);
+        let fds = named.map(|(of, fd)| duplicate(fd).map(|fd| (of, fd))).collect::<Result<Vec<_>, Fault>>()?;
+        Ok(Self { name, bytes: bytes.to_vec(), fds })
+    }
+}
+
 fn duplicate(fd: i32) -> Result<OwnedFd, Fault> {
     if fd < 0 {
         return Err(Fault::argument(format!("{fd} is not a file descriptor")));
@@ -289,30 +317,16 @@ impl NativeSourceSession {
         self.step(env, "settle", move |s, _| Ok(json!({ "verdict": s.settle(answer)? }).to_string()))
     }
 
-    /// `fds` are named by `fd_names`, in the same order, and stay the caller's.
+    /// One after the other, without a turn of JavaScript between them: the guest waits.
     #[napi]
-    pub fn send_section<'e>(
-        &self,
-        env: &'e Env,
-        name: String,
-        data: Uint8Array,
-        fd_names: Vec<String>,
-        fds: Vec<i32>,
-    ) -> napi::Result<Object<'e>> {
-        if fd_names.len() != fds.len() || fds.len() > MAX_SECTION_DESCRIPTORS {
-            let what = format!("section {name} has more than {MAX_SECTION_DESCRIPTORS} descriptors");
-            return Err(Fault::argument(what).into());
-        }
-        let data = data.to_vec();
-        // Duplicated now: they are sent on another thread, and may be closed here before.
-        let fds = fd_names
-            .into_iter()
-            .zip(fds)
-            .map(|(of, fd)| duplicate(fd).map(|fd| (of, fd)))
-            .collect::<Result<Vec<(String, OwnedFd)>, Fault>>()?;
+    pub fn send_sections<'e>(&self, env: &'e Env, sections: Vec<Section>) -> napi::Result<Object<'e>> {
+        let sections = sections.into_iter().map(OwnedSection::of).collect::<Result<Vec<_>, Fault>>()?;
         self.step(env, "section", move |s, _| {
-            let fds: Vec<(&str, BorrowedFd<'_>)> = fds.iter().map(|(of, fd)| (of.as_str(), fd.as_fd())).collect();
-            Ok(s.send_section_with(&name, &data, &fds)?)
+            for OwnedSection { name, bytes, fds } in &sections {
+                let fds: Vec<(&str, BorrowedFd<'_>)> = fds.iter().map(|(of, fd)| (of.as_str(), fd.as_fd())).collect();
+                s.send_section_with(name, bytes, &fds)?;
+            }
+            Ok(())
         })
     }
 
