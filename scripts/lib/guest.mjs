@@ -107,6 +107,7 @@ export async function fillRunFolder(folder, { machine, suites }) {
     await file.truncate(megabytes * 1024 * 1024);
     await file.close();
   }
+  await writeFile(join(folder, 'expected'), machine.expects ?? '');
   await mkdir(join(folder, 'programs'));
   const target = process.env['CARGO_TARGET_DIR'] ?? join(root, 'target');
   for (const { program } of suites) {

@@ -18,6 +18,7 @@
  * @property {Record<string, number>} [disks] Empty files /towline/run/NAME of so many MiB, made for each boot.
  * @property {readonly string[]} [setup] Shell lines that run once in the guest, each whole by itself. What they `export` is seen by
  *   the suites. A line that fails fails the boot's suites.
+ * @property {string} [expects] Messages of the kernel that are no complaint here, as `grep -E` takes them: what its suites provoke.
  * @property {1 | 2} [guests] 2: two guests of this kind boot, with a network between them. Every suite runs in both, with
  *   `$TOWLINE_ROLE` (`source` or `destination`), its own `$TOWLINE_ADDRESS` and the other's `$TOWLINE_PEER`, and their TAP is added
  *   up; /towline/run is the same folder in both. Both begin a suite at the same time, and neither goes off before the other is done.
@@ -95,6 +96,8 @@ export const machines = /** @satisfies {Record<string, Machine>} */ ({
     devices: [nativeHotPlug, consoles, plug(1, 'pf'), plug(2, 'vf'), plug(3, 'siov')],
     // Without multipath each controller has a disk of its own, also where they share a namespace.
     append: 'nvme_core.io_timeout=10 nvme_core.admin_timeout=10 nvme_core.multipath=N',
+    // Its server is killed while the guest is at work.
+    expects: 'nvme nvme[0-9]+: (controller is down|.* timeout)',
     setup: ['modprobe nvme', 'modprobe ext4'],
     host: 'judge',
   },
