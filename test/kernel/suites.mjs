@@ -221,7 +221,7 @@ export const suites = [
     machine: 'sriov',
     program: { crate: 'towline-linux', example: 'vm_host' },
     setup: ['echo N > /sys/module/vfio_pci/parameters/enable_sriov'],
-    smoke: true,
+    smoke: false,
     timeoutSeconds: 300,
   },
   {

@@ -63,7 +63,8 @@ export interface Run {
 export function lineOf(run: Run): DemoLine {
   const { kind, mode, scale, move, arrival, guest, finding } = run;
   const { io, stalePages, owners } = finding;
-  const { memoryErrors, vcpuErrors, lostInterrupts, ioErrors } = guest;
+  const { memoryErrors, stateErrors, tscErrors, lostInterrupts, ioErrors } = guest;
+  const vcpuErrors = stateErrors + tscErrors;
   const found = [io.lost, io.duplicated, io.corrupted, stalePages, memoryErrors, vcpuErrors, lostInterrupts, ioErrors];
   const clean = found.every((count) => count === 0) && owners === 1;
   // Every page was compared, once for each move that committed; those that were refused at the end had been compared as well.

@@ -106,8 +106,10 @@ export interface GuestReport {
   pagesWritten: number;
   /** Pages that it found other than it had left them. */
   memoryErrors: number;
-  /** Registers that were lost or older than memory, and a TSC that went back. */
-  vcpuErrors: number;
+  /** Registers that were lost or older than memory. */
+  stateErrors: number;
+  /** Times that the TSC went back. */
+  tscErrors: number;
   /** Interrupts that never came. */
   lostInterrupts: number;
   /** Completions that it did not expect, commands that failed, reads that were wrong. */

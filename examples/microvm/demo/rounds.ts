@@ -108,7 +108,7 @@ function complaints(
   if (after.ios <= before.ios) found.push('the guest did no I/O after it');
   if (after.heartbeats <= before.heartbeats) found.push('the guest has no heartbeat after it');
   if (after.failure !== undefined) found.push(after.failure);
-  for (const name of ['memoryErrors', 'vcpuErrors', 'lostInterrupts', 'ioErrors'] as const)
+  for (const name of ['memoryErrors', 'stateErrors', 'tscErrors', 'lostInterrupts', 'ioErrors'] as const)
     if (after[name] > before[name]) found.push(`${after[name] - before[name]} ${name}`);
   return found;
 }

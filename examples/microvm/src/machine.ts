@@ -59,7 +59,9 @@ export class Machine {
     vm.boot(guestImage(), { nsid: this.options.nsid, doorbells: this.options.doorbells, ...parameters });
     vm.armInterrupts();
     vm.run();
-    await vm.ready(60_000);
+    // Its first touch of a page is dear.
+    const gibibytes = this.memory.ranges().reduce((sum, { len }) => sum + Number(len), 0) / 2 ** 30;
+    await vm.ready(60_000 * Math.max(1, gibibytes));
   }
 
   /** Lets go of everything. A function that was migrated away was released by then. */
