@@ -60,6 +60,7 @@ await check('demo:vm: every kind moves, verified', [], 0, (lines) => {
 await good('demo:vm --mode session: the VMM moves memory and owns the commit', ['--mode', 'session'], {
   mode: 'session',
 });
+await good('demo:vm --mode same-host: memory is passed', ['--mode', 'same-host'], { mode: 'same-host' });
 await good('demo:vm --mode checkpoint: into a file, and out of it in another process', ['--mode', 'checkpoint'], {
   mode: 'checkpoint',
 });
@@ -91,7 +92,7 @@ for (const [name, counter] of Object.entries(caught)) {
     for (const line of lines) mustBeCaught(line, counter);
   });
 }
-for (const mode of ['migrate', 'session']) {
+for (const mode of ['migrate', 'session', 'same-host', 'checkpoint']) {
   const rounds = ['--mode', mode, '--rounds', '13'];
   await check(`demo:vm ${rounds.join(' ')}: nothing is lost`, ['--kind', 'vf', ...rounds], 0, (lines) => {
     must(lines.length === 1, `${lines.length} lines`);

@@ -23,7 +23,7 @@ const isTime = (value) => typeof value === 'number' && Number.isFinite(value) &&
  */
 export function mustHaveShape(line) {
   must(kinds.includes(line['kind']), `kind is ${line['kind']}`);
-  must(['migrate', 'session', 'checkpoint'].includes(line['mode']), `mode is ${line['mode']}`);
+  must(['migrate', 'session', 'same-host', 'checkpoint'].includes(line['mode']), `mode is ${line['mode']}`);
   must(typeof line['verified'] === 'boolean', 'verified is no boolean');
   must(['committed', 'rolled-back', 'in-doubt'].includes(line['outcome']), `outcome is ${line['outcome']}`);
   for (const name of ['completed', 'lost', 'duplicated', 'corrupted']) must(isCount(line['io']?.[name]), `io.${name}`);
@@ -36,7 +36,9 @@ export function mustHaveShape(line) {
   for (const name of ['kvm', 'device']) must(isCount(line['dirty']?.[name]), `dirty.${name}`);
   must(['mmio', 'ioeventfd'].includes(line['doorbells']), `doorbells is ${line['doorbells']}`);
   must(Array.isArray(line['phases']), 'phases');
-  must(Array.isArray(line['converge']?.steps), 'converge');
+  for (const name of ['steps', 'unavailable', 'notLifted'])
+    must(Array.isArray(line['converge']?.[name]), `converge.${name}`);
+  must(typeof line['converge'].needs === 'object', 'converge.needs');
   for (const phase of line['phases']) must(typeof phase.name === 'string' && isTime(phase.ms), 'a phase');
 }
 
@@ -67,10 +69,13 @@ export function mustBeGood(line, { mode = 'migrate', vcpus = 2, doorbells = 'ioe
   must(line['io'].completed > 0, `${where}: the guest completed no I/O`);
   must(line['owners'] === 1, `${where}: ${line['owners']} owners`);
   must(line['mode'] === mode && line['vcpus'] === vcpus && line['doorbells'] === doorbells, `${where}: another run`);
-  must(line['bytes'].memory > 0 && line['rounds'] > 0, `${where}: nothing moved`);
+  // Memory that is passed is neither moved nor watched.
+  if (mode !== 'same-host') {
+    must(line['bytes'].memory > 0 && line['rounds'] > 0, `${where}: nothing moved`);
+    must(line['dirty'].kvm > 0, `${where}: the vCPUs wrote nothing, by what KVM says`);
+    must(line['dirty'].device > 0, `${where}: the function wrote nothing, by what it says`);
+  } else must(line['bytes'].memory === 0, `${where}: memory moved`);
   must(line['bytes'].deviceState > 0, `${where}: no device state`);
-  must(line['dirty'].kvm > 0, `${where}: the vCPUs wrote nothing, by what KVM says`);
-  must(line['dirty'].device > 0, `${where}: the function wrote nothing, by what it says`);
   must(line['guestPauseMs'] > 0 && line['heartbeatGapMs'] > 0, `${where}: nobody felt a pause`);
 }
 
@@ -84,6 +89,8 @@ export function mustHaveSteps(line, means) {
   const writer = means === 'throttle' ? 'others' : 'devices';
   must(steps.length > 0, 'nothing was done so that it converges');
   for (const step of steps) must(step.means === means, `${step.means} was used`);
+  must(line['converge'].notLifted.length === 0, 'a limit is left');
+  must(line['rounds'] < 30, 'it was stopped without having converged');
   const [first] = steps;
   must(
     first.after[writer] < first.before[writer],

@@ -23,7 +23,7 @@ const good = () => ({
   vcpus: 2,
   phases: [{ name: 'stop', ms: 1 }],
   forecast: null,
-  converge: { steps: [], needs: null },
+  converge: { steps: [], unavailable: [], notLifted: [], needs: null },
 });
 
 test('a good line is good, and any damage is seen', (t) => {
@@ -62,8 +62,9 @@ test('a sabotage is caught by its own counter alone', (t) => {
 
 test('what was done to converge has to have helped, by the means that was asked for', (t) => {
   const step = { means: 'throttle', before: { others: 9, devices: 1 }, after: { others: 4, devices: 2 } };
-  const line = (/** @type {object[]} */ ...steps) => ({ ...good(), converge: { steps, needs: null } });
+  const line = (/** @type {object[]} */ ...steps) => ({ ...good(), converge: { ...good().converge, steps } });
   t.notThrows(() => mustHaveSteps(line(step), 'throttle'));
+  t.throws(() => mustHaveSteps({ ...line(step), rounds: 30 }, 'throttle'));
   t.throws(() => mustHaveSteps(line(), 'throttle'));
   t.throws(() => mustHaveSteps(line(step), 'device-limit'));
   t.throws(() => mustHaveSteps(line({ ...step, after: { others: 9, devices: 0 } }), 'throttle'));
@@ -75,7 +76,7 @@ test('giving up means to stay, unharmed, and to tell what it would take', (t) =>
     ...good(),
     outcome: 'rolled-back',
     why: 'after 8 passes …; it would take a bandwidth of …',
-    converge: { steps: [], needs: { bandwidthBytesPerSecond: 33 } },
+    converge: { ...good().converge, needs: { bandwidthBytesPerSecond: 33 } },
   };
   t.notThrows(() => mustHaveGivenUp(line, 32));
   for (const change of [
@@ -83,8 +84,8 @@ test('giving up means to stay, unharmed, and to tell what it would take', (t) =>
     { verified: false },
     { stalePages: 1 },
     { why: 'after 8 passes' },
-    { converge: { steps: [], needs: null } },
-    { converge: { steps: [], needs: { bandwidthBytesPerSecond: 32 } } },
+    { converge: good().converge },
+    { converge: { ...good().converge, needs: { bandwidthBytesPerSecond: 32 } } },
   ])
     t.throws(() => mustHaveGivenUp({ ...line, ...change }, 32), undefined, JSON.stringify(change));
 });

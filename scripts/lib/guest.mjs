@@ -63,7 +63,7 @@ export async function guestRoot() {
   return { problem: `the root file system could not be built: ${lastLine(built.stderr)}` };
 }
 
-/** What a program complained about first: QEMU prints its registers after that. @param {string} text */
+/** What a program complained about first, in a few lines: QEMU prints its registers after that. @param {string} text */
 const firstLines = (text) =>
   text
     .split('\n')
@@ -71,8 +71,8 @@ const firstLines = (text) =>
     .slice(0, 3)
     .join('; ');
 
-/** QEMU's own end: a failed assertion, a wrong address. @type {ReadonlySet<string | null>} */
-const crashes = new Set(['SIGABRT', 'SIGSEGV']);
+/** QEMU's own end: a failed assertion, a wrong address; or as `timeout` tells it. @type {ReadonlySet<string | number | null>} */
+const crashes = new Set(['SIGABRT', 'SIGSEGV', 134, 139]);
 
 /** @param {string} text */
 const lastLine = (text) => text.trimEnd().split('\n').at(-1) ?? '';
@@ -194,7 +194,7 @@ export function runGuest({ args, env }, seconds, heard, signal) {
       resolve({
         console,
         problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code ?? death}: ${firstLines(stderr)}`),
-        crashed: crashes.has(death),
+        crashed: crashes.has(death) || crashes.has(code),
       });
     });
   });

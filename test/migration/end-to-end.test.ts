@@ -158,6 +158,20 @@ test("the caller's sections arrive before commit, and a refusal of one rolls bac
   t.is(source.device.now, 'running');
 });
 
+test('sections out of one buffer, which is used again for each, arrive as they were', async (t) => {
+  const pair = new Pair(t);
+  const [source, destination] = twins('ts');
+  const buffer = Buffer.alloc(5000);
+  const names = ['a', 'b', 'c'];
+  const seen: Record<string, Uint8Array> = {};
+  const settled = await pair.move(source, destination, {
+    source: { sections: Object.fromEntries(names.map((name) => [name, () => buffer.fill(name)])) },
+    destination: { restoreSections: (sections) => void Object.assign(seen, sections) },
+  });
+  t.is(settled.source.status, 'fulfilled');
+  for (const name of names) t.deepEqual(Buffer.from(seen[name] ?? []), Buffer.alloc(5000, name));
+});
+
 for (const name of ['pause', 'verify', 'sections'] as const) {
   test(`a failing ${name} hook leaves the source running`, async (t) => {
     const pair = new Pair(t);

@@ -213,7 +213,7 @@ class CheckpointWriter {
     this.#report.bytes.deviceState += final.stateBytes;
     await this.#phase('prepare', async () => {
       const all = [...(this.#exposures?.saved() ?? []), ...(await takeSections(sections))];
-      await native(() => session.sendSections(all));
+      if (all.length > 0) await native(() => session.sendSections(all));
       await native(() => session.prepare());
     });
     if (verify) await this.#phase('hold', () => hook('verify', verify));

@@ -48,12 +48,17 @@ export function nativeSection(name: string, content: SectionContent): NativeSect
   return { name, bytes: content.bytes, fdNames: fds.map(([of]) => of), fds: fds.map(([, fd]) => fd) };
 }
 
+/** The caller may use the same buffer for the next one. A Buffer's own `slice` is no copy. */
+function copied(section: NativeSection): NativeSection {
+  return { ...section, bytes: Uint8Array.prototype.slice.call(section.bytes) };
+}
+
 /** Takes the caller's sections, one after the other. */
 export async function takeSections(
   sections: Readonly<Record<string, () => SectionContent | Promise<SectionContent>>> = {},
 ): Promise<NativeSection[]> {
   const taken: NativeSection[] = [];
   for (const [name, take] of Object.entries(sections))
-    taken.push(nativeSection(name, await hook(`sections.${name}`, take)));
+    taken.push(copied(nativeSection(name, await hook(`sections.${name}`, take))));
   return taken;
 }

@@ -323,7 +323,8 @@ export class SourceSession implements AsyncDisposable {
   async saveState(options?: WaitOptions): Promise<{ stateBytes: number; saveMs: number }> {
     return this.#step('saveState', 'saved', options, async () => {
       const saved = JSON.parse(await native(() => this.#native.saveState())) as { stateBytes: number; saveMs: number };
-      await native(() => this.#native.sendSections(this.#exposures.saved()));
+      const own = this.#exposures.saved();
+      if (own.length > 0) await native(() => this.#native.sendSections(own));
       return saved;
     });
   }

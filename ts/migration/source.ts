@@ -320,7 +320,7 @@ class SourceMigration {
     await (this.#passing ? this.#saveState(session) : this.#finalPass(session));
     await this.#phase('prepare', async () => {
       const all = [...(this.#exposures?.saved() ?? []), ...(await takeSections(sections))];
-      await native(() => session.sendSections(all));
+      if (all.length > 0) await native(() => session.sendSections(all));
       await native(() => session.prepare());
     });
     if (verify) await this.#phase('hold', () => hook('verify', verify));

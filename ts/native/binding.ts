@@ -298,7 +298,6 @@ export interface NativeProgress {
   (json: string): void;
 }
 
-/** One migration, at the source. Every step is a blocking call on a thread of its own; JSON results as in crates/engine. */
 /** A section of the caller. `fds` are named by `fdNames`, and stay the caller's. */
 export interface NativeSection {
   name: string;
@@ -307,6 +306,7 @@ export interface NativeSection {
   fds: number[];
 }
 
+/** One migration, at the source. Every step is a blocking call on a thread of its own; JSON results as in crates/engine. */
 export interface NativeSourceSession {
   offer(json: string): Promise<string>;
   startTracking(): Promise<void>;

@@ -13,11 +13,11 @@ import { takeOver } from '../src/take-over.js';
 import type { Arrival, HostRequest } from './protocol.js';
 
 /** Long enough for a function that is not held back to do whatever was waiting in its queues. */
-const EARLY_MS = 100;
+const EARLY_MS = 500;
 
 /** A machine that waits for a guest to arrive. */
 export interface Waiting {
-  /** Where it waits, as `tcp://host:port`. */
+  /** Where it waits: `tcp://host:port`, `unix:///path`, or the `file:///path` that it takes. */
   address: string;
   /** How it ended; a checkpoint is restored when that is asked for. */
   arrival: () => Promise<Arrival>;
@@ -103,20 +103,23 @@ export async function arriveHere(
 }
 
 /**
- * As {@link arrive}, out of a file that is not there yet. Nobody could compare before it is restored; so the witness does before it runs.
+ * As {@link arrive}, out of a file that is not there yet. Nobody could compare before it is loaded; so the witness does then, before anything runs.
  */
 export function arriveFromFile(machine: Machine, journal: Journal, path: string, hold: () => Promise<void>): Waiting {
   const times: Arrival = {};
-  const resume = async () => {
+  const restoreSections = async (sections: Sections) => {
+    restoreVcpus(machine.vm, sections);
     const began = performance.now();
     await hold();
     times.heldMs = performance.now() - began;
+  };
+  const resume = () => {
     times.ranAtNs = process.hrtime.bigint().toString();
     machine.vm.run();
   };
   return {
     address: pathToFileURL(path).href,
-    arrival: () => ended(fromFile(machine, { path, fence: journal, resume }).result, times),
+    arrival: () => ended(fromFile(machine, { path, fence: journal, restoreSections, resume }).result, times),
   };
 }
 

@@ -145,7 +145,8 @@ class Host {
       scale: options.scale,
       request,
       event: (event) => side.event(event),
-      limit: (operationsPerSecond) => subsystem.controlling.rateLimit(machine.fn, { operationsPerSecond }),
+      limit: (operationsPerSecond) =>
+        subsystem.controlling.rateLimit(machine.fn, operationsPerSecond === null ? null : { operationsPerSecond }),
       hold: () => side.hold(),
     });
   }

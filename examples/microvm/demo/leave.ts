@@ -30,8 +30,8 @@ export interface LeaveContext {
   scale: Scale;
   request: Extract<HostRequest, { do: 'leave' }>;
   event: (event: HostEvent) => void;
-  /** Holds the function back to so many commands a second. */
-  limit: (operationsPerSecond: number) => Promise<void>;
+  /** Holds the function back to so many commands a second; `null`: no longer. */
+  limit: (operationsPerSecond: number | null) => Promise<void>;
   /** Waits until the witness has compared. */
   hold: () => Promise<void>;
 }
@@ -72,7 +72,10 @@ export async function leave(context: LeaveContext): Promise<Move> {
     dirtySources: [dirtySource(context)],
   };
   const by = { migrate: byMigrate, 'same-host': byMigrate, session: bySession, checkpoint: byFile }[request.mode];
-  return { ...(await by(context, hooks)), ...times };
+  const move = await by(context, hooks);
+  // It is of the function, which goes with a commit and stays with a rollback.
+  if (scale.iopsLimit !== undefined && move.outcome === 'rolled-back') await context.limit(null);
+  return { ...move, ...times };
 }
 
 interface Hooks {
@@ -164,15 +167,15 @@ function decision(e: Extract<MigrationEvent, { type: 'converge' }>): { action: s
 /** The report of a migration that was rolled back is beside its error; so is what it would take, where it gave up. */
 async function endOf(
   result: Promise<MigrationReport>,
-): Promise<{ report: MigrationReport; needs?: ForecastNeeds | undefined }> {
+): Promise<{ report: MigrationReport; needs?: ForecastNeeds | null | undefined }> {
   try {
     return { report: await result };
   } catch (error) {
     if (!isTowlineError(error)) throw error;
-    const { report } = error.details as { report?: MigrationReport };
+    const report = (error.details as { report?: MigrationReport } | undefined)?.report;
     if (report === undefined) throw error;
     const cause = isTowlineError(error.cause, 'ERR_TOWLINE_NOT_CONVERGING') ? error.cause.details : {};
-    return { report, needs: (cause as { needs?: ForecastNeeds }).needs };
+    return { report, needs: (cause as { needs?: ForecastNeeds | null } | undefined)?.needs };
   }
 }
 

@@ -33,7 +33,7 @@ export interface DemoLine {
   phases: { name: string; ms: number }[];
   forecast: { downtimeMs: { p50: number; p95: number }; totalMs: number } | null;
   /** What was done so that it converges, in its order; what it would take, where that was not enough and it gave up. */
-  converge: { steps: ConvergeReport['steps']; needs: ForecastNeeds | null };
+  converge: ConvergeReport & { needs: ForecastNeeds | null };
   /** Several moves: how many there were, and how many were broken off on purpose. All else is the last one's, but for what was counted. */
   moves?: { committed: number; interrupted: number };
   /** Why it did not commit. */
@@ -95,7 +95,7 @@ export function lineOf(run: Run): DemoLine {
     vcpus: scale.vcpus,
     phases: move.phases,
     forecast: move.forecast ? { downtimeMs: move.forecast.downtimeMs, totalMs: move.forecast.totalMs } : null,
-    converge: { steps: move.converge?.steps ?? [], needs: move.needs ?? null },
+    converge: { ...(move.converge ?? { steps: [], unavailable: [], notLifted: [] }), needs: move.needs ?? null },
     ...(run.interrupted === undefined ? {} : { moves: { committed: run.committed, interrupted: run.interrupted } }),
     ...(why === undefined ? {} : { why }),
     ...(samples.length > 0 ? { samples } : {}),

@@ -95,6 +95,11 @@ if (sabotage !== undefined && !isSabotage(sabotage))
 const mode: Mode = oneOf('mode', values.mode, MODES);
 if (sabotage !== undefined && (mode !== 'migrate' || values.rounds !== undefined))
   usage('a sabotage is one of --mode migrate, without --rounds');
+if (mode !== 'migrate' && values.converge !== undefined) usage('--converge is one of --mode migrate');
+if ((mode === 'same-host' || mode === 'checkpoint') && values.link !== undefined)
+  usage(`--link is none of --mode ${mode}: there is no link`);
+if (values['iops-limit'] !== undefined && values.converge?.includes('device-limit'))
+  usage('--iops-limit and --converge device-limit are the same limit of the function');
 const rounds = values.rounds === undefined ? undefined : count('rounds', values.rounds, 1, 100_000);
 const memoryMiB = count('memory', values.memory ?? (rounds === undefined ? '1024' : '96'), 96, 16_384);
 if (memoryMiB % 8 !== 0) usage('--memory takes a multiple of 8');

@@ -80,7 +80,7 @@ export interface Move {
   forecast?: Forecast;
   converge?: ConvergeReport;
   /** Where it gave up: what it would take. */
-  needs?: ForecastNeeds;
+  needs?: ForecastNeeds | null;
   /** Pages that were reported as written while it ran, by the vCPUs' source and by the function's. */
   dirty: { kvm: number; device: number };
   /** When the vCPUs were told to stop; `CLOCK_MONOTONIC`, decimal. */

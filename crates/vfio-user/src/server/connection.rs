@@ -45,8 +45,10 @@ impl Connection {
 
     /// A client that has just come.
     pub(super) fn new(shared: &Shared, socket: OwnedFd) -> Self {
-        shared.clients.fetch_add(1, Ordering::Relaxed);
-        Self::attached(shared, Arc::new(socket))
+        let connection = Self::attached(shared, Arc::new(socket));
+        // Whoever finds it counted finds it connected, or gone.
+        shared.clients.fetch_add(1, Ordering::Release);
+        connection
     }
 
     /// A client of another process.

@@ -298,11 +298,12 @@ impl VfioUserServer {
     /// What it has seen so far.
     #[must_use]
     pub fn status(&self) -> ServerStatus {
+        let clients = self.shared.clients.load(Ordering::Acquire);
         let current = self.shared.current().clone();
         let (mapped_ranges, message_ranges) = current.as_ref().map_or((0, 0), |(memory, _)| memory.counts());
         ServerStatus {
             connected: current.is_some(),
-            clients: self.shared.clients.load(Ordering::Relaxed),
+            clients,
             mapped_ranges,
             message_ranges,
             interrupts: current.map_or(0, |(_, interrupts)| interrupts.raised()),
