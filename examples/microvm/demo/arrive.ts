@@ -32,10 +32,6 @@ export async function arrive(
   const times: Arrival = {};
   /** The state that comes too late. */
   let late: Sections | undefined;
-  const run = () => {
-    times.ranAtNs = process.hrtime.bigint().toString();
-    machine.vm.run();
-  };
   const hooks = {
     fence: journal,
     restoreSections: (sections: Sections) => {
@@ -49,7 +45,7 @@ export async function arrive(
         await sleep(EARLY_MS);
         machine.vm.restore(late);
       }
-      run();
+      run(machine, times);
     },
   };
   if (mode === 'session') {
@@ -93,8 +89,7 @@ export async function arriveHere(
           }
         : {}),
       resume: () => {
-        times.ranAtNs = process.hrtime.bigint().toString();
-        machine?.vm.run();
+        if (machine) run(machine, times);
       },
       onListening: (address) => resolve(waiting(address, ended(migration.result, times))),
     });
@@ -113,14 +108,17 @@ export function arriveFromFile(machine: Machine, journal: Journal, path: string,
     await hold();
     times.heldMs = performance.now() - began;
   };
-  const resume = () => {
-    times.ranAtNs = process.hrtime.bigint().toString();
-    machine.vm.run();
-  };
+  const resume = () => run(machine, times);
   return {
     address: pathToFileURL(path).href,
     arrival: () => ended(fromFile(machine, { path, fence: journal, restoreSections, resume }).result, times),
   };
+}
+
+/** Lets the vCPUs go, and notes when. */
+function run(machine: Machine, times: Arrival): void {
+  times.ranAtNs = process.hrtime.bigint().toString();
+  machine.vm.run();
 }
 
 const waiting = (address: string, arrival: Promise<Arrival>): Waiting => ({ address, arrival: () => arrival });
