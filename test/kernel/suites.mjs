@@ -211,7 +211,7 @@ export const suites = [
   },
   {
     name: 'pair-links',
-    path: 'link cut in each turn of a migration, network down, recover',
+    path: 'link cut in and before each kind of frame of a migration, network down, recover',
     oracle: 'debugfs of VFIO in both kernels against both journals, mtty registers',
     kernels: ['built'],
     machine: 'pair',
