@@ -178,8 +178,8 @@ export const suites = [
   },
   {
     name: 'mtty-api',
-    path: 'TypeScript API: driver mdev, two functions of one guest in one session',
-    oracle: 'debugfs of VFIO, mtty registers read back',
+    path: 'TypeScript API: driver mdev, two functions of one guest in one session; one with its interrupts',
+    oracle: 'debugfs of VFIO, mtty registers read back, eventfds that the kernel signals',
     kernels: ['built'],
     machine: 'mtty',
     program: { node: 'mtty-api' },

@@ -346,12 +346,12 @@ test('a source that died between its intent and its release is settled by the fo
   const [source, destination] = twins('ts');
   const { session } = await hosts.write(source).result;
   // As its journal would have it after a power failure right there.
-  const journal = join(hosts.directory, 'source', `${session}.source.journal`);
+  const journal = join(hosts.journalDirectory, 'source', `${session}.source.journal`);
   const lines = readFileSync(journal, 'utf8').split('\n');
   hosts.journals.source.close();
   writeFileSync(journal, `${lines.slice(0, 2).join('\n')}\n`);
   const { Journal } = await import('#towline/migration/journal.js');
-  const again = new Journal(join(hosts.directory, 'source'));
+  const again = new Journal(join(hosts.journalDirectory, 'source'));
   t.teardown(() => again.close());
   t.like(again.sessions(), [{ verdict: 'in-doubt' }]);
   const after = new TsDevice('ts', { uuid: source.uuid });

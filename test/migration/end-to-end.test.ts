@@ -46,6 +46,7 @@ test('a function in plain TypeScript moves with its memory and its state', async
   t.true(report.rounds >= 1);
   t.true(report.downtimeMs > 0 && report.downtimeMs <= report.totalMs);
   t.truthy(report.forecast);
+  t.true((report.stopMs ?? Infinity) <= report.downtimeMs);
   t.deepEqual(
     report.phases.map((p) => p.name),
     PHASES.filter((p) => report.phases.some((x) => x.name === p)),
@@ -287,6 +288,25 @@ test('a dry run ends with a forecast and touches nothing', async (t) => {
   t.truthy(settled.source.value.forecast);
   t.deepEqual(source.device.history, ['running']);
   t.is(settled.destination.status, 'rejected');
+});
+
+test('a forecast holds what earlier stops took, where it is told, and what has passed', async (t) => {
+  const [pair, [source, destination]] = [new Pair(t), twins('ts')];
+  const dryRun = async (stopMs: readonly number[]) => {
+    const settled = await pair.move(source, destination, { source: { dryRun: true, policy: { stopMs } } });
+    if (settled.source.status === 'rejected') throw settled.source.reason as Error;
+    const { forecast, phases } = settled.source.value;
+    if (forecast === undefined) throw new Error('there is no forecast');
+    return { forecast, phases };
+  };
+  const { forecast, phases } = await dryRun([10_000, 20_000, 30_000]);
+  const { p50, p95 } = forecast.downtimeMs;
+  t.true(p50 >= 20_000 && p50 < 21_000, `${p50}`);
+  t.true(p95 >= p50 + 1.644 * 10_000, `${p95}`);
+  t.is(forecast.obstacle, 'stop-cost');
+  const before = phases.reduce((sum, { ms }) => sum + ms, 0);
+  t.true(before > 0 && forecast.totalMs >= p50 + 0.9 * before, `${forecast.totalMs} ${before}`);
+  t.true((await dryRun([])).forecast.downtimeMs.p50 < 10_000);
 });
 
 test('memory that is written faster than it can be sent gives up with the reason and what it would take', async (t) => {

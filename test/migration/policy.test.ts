@@ -35,6 +35,8 @@ test('limits that mean nothing are refused', (t) => {
     { maxRounds: 0 },
     { maxTotalMs: Number.NaN },
     { bandwidthBytesPerSecond: 0 },
+    { stopMs: [1, -1] },
+    { stopMs: [Infinity] },
   ]) {
     t.throws(() => completePolicy(policy), { code: 'ERR_TOWLINE_INVALID_ARGUMENT' });
   }

@@ -28,10 +28,11 @@ function journalRoot(): string {
 
 export class Pair {
   readonly directory = mkdtempSync(join(tmpdir(), 'towline-pair-'));
-  readonly #journals = mkdtempSync(join(journalRoot(), 'towline-journals-'));
+  /** The folder of both journals. */
+  readonly journalDirectory = mkdtempSync(join(journalRoot(), 'towline-journals-'));
   readonly journals = {
-    source: new Journal(join(this.#journals, 'source')),
-    destination: new Journal(join(this.#journals, 'destination')),
+    source: new Journal(join(this.journalDirectory, 'source')),
+    destination: new Journal(join(this.journalDirectory, 'destination')),
   };
   readonly memory: { source: GuestMemory; destination: GuestMemory };
 
@@ -89,6 +90,7 @@ export class Pair {
     this.journals.destination.close();
     this.memory.source.close();
     this.memory.destination.close();
-    for (const directory of [this.directory, this.#journals]) rmSync(directory, { recursive: true, force: true });
+    for (const directory of [this.directory, this.journalDirectory])
+      rmSync(directory, { recursive: true, force: true });
   }
 }

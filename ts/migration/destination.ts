@@ -12,18 +12,12 @@ import { socketLink, type OpenLink } from './link.js';
 import { GuestMemory } from './memory.js';
 import { Migration } from './migration.js';
 import { compareFunctions, compareMemory, parseOfferedFunctions, type Mismatch } from './offer.js';
-import {
-  DEFAULT_LINK_TIMEOUT_MS,
-  functionList,
-  type Functions,
-  type ReceiveOptions,
-  type Sections,
-} from './options.js';
+import { DEFAULT_LINK_TIMEOUT_MS, functionList, type Functions, type ReceiveOptions } from './options.js';
 import { SessionParts } from './parts.js';
 import { PhaseClock } from './phases.js';
 import { EventQueue } from './progress.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
-import { SectionFds } from './section-fds.js';
+import { receivedSections } from './section-fds.js';
 import { CallerStream } from './session-stream.js';
 import { UNTOLD } from './fence.js';
 import { withReport } from './source.js';
@@ -60,7 +54,6 @@ interface Received {
   pages: number;
   zeroPages: number;
   rounds: number;
-  sections: string[];
 }
 
 /**
@@ -227,9 +220,9 @@ class DestinationMigration {
     this.#report.pages = { sent: received.pages, zero: received.zeroPages, hole: 0 };
     this.#report.rounds = received.rounds;
     await this.#clock.during('prepare', async () => {
-      const taken = received.sections.map((name) => [name, session.section(name) ?? new Uint8Array()] as const);
-      const sections: Sections = this.#exposures.take(Object.fromEntries(taken));
-      using fds = new SectionFds(received.sections.map((name) => [name, session.takeSectionFds(name)] as const));
+      const taken = receivedSections(session);
+      using fds = taken.fds;
+      const sections = this.#exposures.take(taken.sections);
       const { restoreSections } = this.options;
       if (restoreSections) await hook('restoreSections', () => restoreSections(sections, fds));
       // After the caller's: its interrupt controller has to be there before interrupts are wired to it.

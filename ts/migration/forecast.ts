@@ -25,8 +25,8 @@ export interface ForecastInput {
   /** What the functions need to save and to load their state. */
   saveMs: number;
   loadMs: number;
-  /** Stopping and starting the functions. */
-  stopMs: number;
+  /** Stopping and starting the functions, and what the caller has beside them: samples. None where nothing is known. */
+  stopMs: readonly number[];
   rttMs: number;
   /** Round trips within the downtime. */
   roundTrips: number;
@@ -35,6 +35,8 @@ export interface ForecastInput {
   journalSyncs: number;
   /** What each pass costs besides its bytes. */
   roundOverheadMs: number;
+  /** What had passed when the first pass began; it counts in the total. Default 0. */
+  elapsedMs?: number;
   maxDowntimeMs: number;
   maxRounds: number;
   maxTotalMs: number;

@@ -10,6 +10,11 @@ export interface MigrationPolicy {
   maxRounds?: number;
   /** The most time before the stop, in milliseconds. Default 600000. */
   maxTotalMs?: number;
+  /**
+   * What the stops of earlier migrations took besides sending, in milliseconds: the `stopMs` of their reports. Forecasts know nothing else of the
+   * hooks and sections of the caller and of how its disks and functions vary. Default: none; then only round trips and journal syncs count.
+   */
+  stopMs?: readonly number[];
   /** The most bandwidth to use, in bytes per second. Default: no limit. */
   bandwidthBytesPerSecond?: number;
   /**
@@ -22,8 +27,8 @@ export interface MigrationPolicy {
 }
 
 /** A policy with nothing left out. */
-export type CompletePolicy = Required<Omit<MigrationPolicy, 'bandwidthBytesPerSecond' | 'converge'>> &
-  Pick<MigrationPolicy, 'bandwidthBytesPerSecond'> & { readonly converge: CompleteConvergePolicy };
+export type CompletePolicy = Required<Omit<MigrationPolicy, 'bandwidthBytesPerSecond' | 'converge' | 'stopMs'>> &
+  Pick<MigrationPolicy, 'bandwidthBytesPerSecond' | 'stopMs'> & { readonly converge: CompleteConvergePolicy };
 
 /** Fills in the defaults. `hasThrottle`: there is a hook that throttles vCPUs. */
 export function completePolicy(policy: MigrationPolicy = {}, hasThrottle = false): CompletePolicy {
@@ -32,6 +37,13 @@ export function completePolicy(policy: MigrationPolicy = {}, hasThrottle = false
     const least = name === 'maxDowntimeMs' ? 0 : 1;
     if (value === undefined || (Number.isFinite(value) && value >= least)) continue;
     throw new TowlineError('ERR_TOWLINE_INVALID_ARGUMENT', `${name} is ${value}; it has to be ${least} or more`);
+  }
+  const wrong = policy.stopMs?.find((ms) => !(Number.isFinite(ms) && ms >= 0));
+  if (wrong !== undefined) {
+    throw new TowlineError(
+      'ERR_TOWLINE_INVALID_ARGUMENT',
+      `stopMs has ${wrong}; each has to be 0 or more milliseconds`,
+    );
   }
   const converge = completeConverge(policy.converge, hasThrottle);
   return { maxDowntimeMs: 300, maxRounds: 30, maxTotalMs: 600_000, onNoConvergence: 'give-up', ...policy, converge };

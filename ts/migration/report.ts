@@ -33,6 +33,11 @@ export interface MigrationReport {
    */
   downtimeMs: number;
   totalMs: number;
+  /**
+   * What of the downtime was no sending of pages and state, by the bandwidth of the passes before: for `policy.stopMs` of later migrations.
+   * Missing at the destination, and where it did not move or no page was sent.
+   */
+  stopMs?: number;
   /** Memory passes before the stop, the full one included. */
   rounds: number;
   /** How guest memory went: its pages were sent, its files were passed, or the session had none. */

@@ -12,11 +12,12 @@ import { UNTOLD } from './fence.js';
 import { hook } from './hook.js';
 import { Migration } from './migration.js';
 import { compareFunctions, parseOfferedFunctions, type Mismatch } from './offer.js';
-import { functionList, type Functions, type Sections } from './options.js';
+import { functionList, type Functions } from './options.js';
 import { SessionParts } from './parts.js';
 import { PhaseClock, type Phase } from './phases.js';
 import { EventQueue } from './progress.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
+import { receivedSections } from './section-fds.js';
 import { withReport } from './source.js';
 
 /** What the file says of itself, once all of it was checked. */
@@ -37,7 +38,6 @@ interface Received {
   pages: number;
   zeroPages: number;
   rounds: number;
-  sections: string[];
 }
 
 /**
@@ -122,8 +122,10 @@ class CheckpointRestorer {
     this.#report.pages = { sent: received.pages, zero: received.zeroPages, hole: 0 };
     this.#report.rounds = received.rounds;
     await this.#phase('prepare', async () => {
-      const taken = received.sections.map((n) => [this.#nameHere(n), session.section(n) ?? new Uint8Array()] as const);
-      const sections: Sections = this.#exposures.take(Object.fromEntries(taken));
+      const taken = receivedSections(session);
+      using _none = taken.fds;
+      const here = Object.entries(taken.sections).map(([name, bytes]) => [this.#nameHere(name), bytes] as const);
+      const sections = this.#exposures.take(Object.fromEntries(here));
       const { restoreSections } = this.options;
       if (restoreSections) await hook('restoreSections', () => restoreSections(sections));
       // After the caller's: its interrupt controller has to be there before interrupts are wired to it.

@@ -1,8 +1,8 @@
 import { closeSync } from 'node:fs';
-import { TowlineError } from '../errors.js';
-import type { NativeSection } from '../native/binding.js';
+import { nativeSync, TowlineError } from '../errors.js';
+import type { NativeDestinationSession, NativeSection } from '../native/binding.js';
 import { hook } from './hook.js';
-import type { SectionContent } from './options.js';
+import type { SectionContent, Sections } from './options.js';
 
 /** File descriptors that came with the caller's sections. What nobody takes is closed. */
 export class SectionFds implements Disposable {
@@ -39,6 +39,18 @@ export class SectionFds implements Disposable {
     for (const fds of this.#fds.values()) for (const fd of fds.values()) closeSync(fd);
     this.#fds.clear();
   }
+}
+
+/** The sections that came, by name, with their descriptors. */
+export function receivedSections(session: Pick<NativeDestinationSession, 'takeSections'>): {
+  sections: Sections;
+  fds: SectionFds;
+} {
+  const taken = nativeSync(() => session.takeSections());
+  return {
+    sections: Object.fromEntries(taken.map(({ name, bytes }) => [name, bytes])),
+    fds: new SectionFds(taken.map(({ name, fds }) => [name, fds])),
+  };
 }
 
 /** A section as it is sent: its bytes, and its descriptors with their names. */

@@ -35,8 +35,8 @@ export interface SessionLimits {
   maxTotalMs?: number;
   /** Device state and sections that are moved in the downtime, in bytes. Default 0. */
   stateBytes?: number;
-  /** What the downtime holds besides bytes, in milliseconds: stopping, starting, the commit. Default 0. */
-  stopMs?: number;
+  /** What the downtime holds besides bytes, in milliseconds: stopping, starting, the commit; samples, where it varies. Default 0. */
+  stopMs?: number | readonly number[];
 }
 
 /** What may be done, and what is in force already; for {@link MeansState} see {@link SessionAdvice}. */
@@ -92,16 +92,16 @@ export class SessionAdvisor {
     if (this.#sample === undefined) {
       throw new TowlineError('ERR_TOWLINE_MISUSE', 'a forecast needs a sample of the writes first: sampleDirty');
     }
-    const { bandwidthBytesPerSecond: bandwidth, maxDowntimeMs, maxRounds = 30, maxTotalMs = 600_000 } = limits;
+    const { maxDowntimeMs, maxRounds = 30, maxTotalMs = 600_000 } = limits;
     const counts = this.names.counts(this.#sample);
     const forecaster = new Forecaster({
       memoryBytes: this.memoryBytes(),
       dirtyBytesPerSecond: [],
-      bandwidthBytesPerSecond: typeof bandwidth === 'number' ? [bandwidth] : bandwidth,
+      bandwidthBytesPerSecond: [limits.bandwidthBytesPerSecond].flat(),
       stateBytes: limits.stateBytes ?? 0,
       saveMs: 0,
       loadMs: 0,
-      stopMs: limits.stopMs ?? 0,
+      stopMs: [limits.stopMs ?? []].flat(),
       rttMs: 0,
       roundTrips: 0,
       journalSyncMs: 0,

@@ -9,6 +9,7 @@ import { compareFunctions, parseOfferedFunctions, type Mismatch } from './offer.
 import { UNTOLD } from './fence.js';
 import type { Sections } from './options.js';
 import { SessionParts } from './parts.js';
+import { receivedSections } from './section-fds.js';
 import { outcomes, termsOf } from './session-native.js';
 import type {
   DestinationSessionOptions,
@@ -199,13 +200,10 @@ export class DestinationSession implements AsyncDisposable {
    */
   async receive(options?: WaitOptions): Promise<{ stateBytes: number; sections: Sections }> {
     return this.#step('receive', 'loaded', options, async () => {
-      const received = JSON.parse(await native(() => this.#native.receive())) as {
-        stateBytes: number;
-        sections: string[];
-      };
-      const sections: Record<string, Uint8Array> = {};
-      for (const name of received.sections)
-        sections[name] = nativeSync(() => this.#native.section(name)) ?? new Uint8Array();
+      const received = JSON.parse(await native(() => this.#native.receive())) as { stateBytes: number };
+      const { sections, fds } = receivedSections(this.#native);
+      // The caller's own stream carries none.
+      fds[Symbol.dispose]();
       return { stateBytes: received.stateBytes, sections: this.#exposures.take(sections) };
     });
   }

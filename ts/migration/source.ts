@@ -42,7 +42,9 @@ const SAMPLE_MS = 50;
  * What the downtime holds besides bytes: PREPARED, COMMIT and RUNNING each wait for the other side, and COMMIT-INTENT and the
  * destination's commit are synced one after the other. Stop and start are the functions' own, not known before.
  */
-const DOWNTIME_COSTS = { saveMs: 0, loadMs: 0, stopMs: 0, roundTrips: 3, journalSyncs: 2, roundOverheadMs: 0 };
+const DOWNTIME_COSTS = { saveMs: 0, loadMs: 0, stopMs: [], roundTrips: 3, journalSyncs: 2, roundOverheadMs: 0 };
+/** The same, where it is known what stops took: round trips and journals are in it. */
+const knownCosts = (stopMs: readonly number[]) => ({ ...DOWNTIME_COSTS, stopMs, roundTrips: 0, journalSyncs: 0 });
 
 /**
  * Migrates the functions of one guest, and its memory, to the process that listens at `options.to`.
@@ -81,6 +83,11 @@ class SourceMigration {
   #committed = false;
   #forecaster: Forecaster | undefined;
   #harvestedAt = 0;
+  /** What the passes before the stop sent, and how long that took. */
+  readonly #passed = { bytes: 0, ms: 0 };
+  /** Bytes of the last pass and of device state, which were sent in the downtime. */
+  #finalBytes = 0;
+  #measuredBandwidth = 0;
 
   constructor(
     private readonly functions: readonly MigratableFunction[],
@@ -203,10 +210,14 @@ class SourceMigration {
   async #measure(session: NativeSourceSession): Promise<void> {
     if (!this.#passing) await native(() => session.startTracking());
     const m = JSON.parse(await native(() => session.measure(SAMPLE_MS))) as Measured;
+    const { stopMs } = this.#policy;
+    const samples = m.bandwidthBytesPerSecond;
+    this.#measuredBandwidth = samples.reduce((sum, each) => sum + each, 0) / Math.max(1, samples.length);
     this.#forecaster = new Forecaster({
       ...m,
       ...writersInput(this.#names.counts(m.dirty), m.dirtyBytesPerSecond),
-      ...DOWNTIME_COSTS,
+      ...(stopMs === undefined || stopMs.length === 0 ? DOWNTIME_COSTS : knownCosts(stopMs)),
+      elapsedMs: performance.now() - this.#started,
       maxDowntimeMs: this.#policy.maxDowntimeMs,
       maxRounds: this.#policy.maxRounds,
       maxTotalMs: this.#policy.maxTotalMs,
@@ -229,6 +240,8 @@ class SourceMigration {
         forecaster.observeStateBytes(state.stopCopyBytes ?? state.initialBytesLeft + state.dirtyBytesLeft);
       }
       this.#book(stats);
+      this.#passed.bytes += stats.wireBytes;
+      this.#passed.ms += stats.ms;
       this.#report.rounds += 1;
       this.events.push({
         type: 'round',
@@ -347,6 +360,7 @@ class SourceMigration {
     this.#clock.add('final-pages', final.pagesMs);
     this.#clock.add('device-state', final.stateMs);
     this.#report.bytes.deviceState += final.stateBytes;
+    this.#finalBytes = final.wireBytes + final.stateBytes;
   }
 
   async #saveState(session: NativeSourceSession): Promise<void> {
@@ -436,6 +450,8 @@ class SourceMigration {
     const hold = this.#clock.ms('hold');
     report.totalMs = end - this.#started - hold;
     if (this.#stoppedAt !== undefined) report.downtimeMs = (this.#runsAgainAt ?? end) - this.#stoppedAt - hold;
+    if (outcome === 'committed' && this.#finalBytes > 0)
+      report.stopMs = Math.max(0, report.downtimeMs - (this.#finalBytes / this.#bandwidth()) * 1000);
     report.phases = this.#clock.list();
     const converge = this.#converge.report();
     if (converge !== undefined) report.converge = converge;
@@ -446,6 +462,12 @@ class SourceMigration {
   async #phase<T>(phase: Phase, work: () => Promise<T>): Promise<T> {
     this.events.push({ type: 'phase', session: this.id, phase });
     return this.#clock.during(phase, work);
+  }
+
+  /** Bytes a second. Passes over holes and zeros take their time and send little. */
+  #bandwidth(): number {
+    const { bytes, ms } = this.#passed;
+    return Math.max(this.#measuredBandwidth, (bytes / Math.max(ms, 1e-3)) * 1000, 1);
   }
 
   #onProgress(json: string): void {

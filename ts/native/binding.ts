@@ -370,9 +370,8 @@ export interface NativeDestinationSession {
   /** Where memory is passed: the caller has what it needs of it, so the source may stop. */
   memoryTaken(): Promise<void>;
   receive(): Promise<string>;
-  section(name: string): Uint8Array | null;
-  /** The descriptors that came with a section, once; they are the caller's from then on. */
-  takeSectionFds(name: string): { name: string; fd: number }[];
+  /** The caller's sections, in the order in which they were offered, once: their descriptors are the caller's from then on. */
+  takeSections(): { name: string; bytes: Uint8Array; fds: { name: string; fd: number }[] }[];
   /** {digests} */
   prepared(): Promise<string>;
   waitCommit(): Promise<string>;

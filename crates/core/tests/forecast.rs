@@ -90,7 +90,7 @@ impl Simulation {
             working_set_bytes: Some(self.working_set_pages as u64 * PAGE),
             dirty_bytes_per_s: Estimate::exact(self.writes_per_ms * PAGE as f64 * 1e3),
             bandwidth_bytes_per_s: Estimate::exact(self.pages_per_ms * PAGE as f64 * 1e3),
-            stop_ms: self.stop_ms,
+            stop_ms: Estimate::exact(self.stop_ms),
             limits: Limits { max_downtime_ms: self.max_downtime_ms, max_rounds: 100, max_total_ms: None },
             ..ForecastInput::default()
         }
@@ -201,7 +201,7 @@ fn figures_worked_out_by_hand() {
         round_trips: 3,
         journal_sync_ms: 0.5,
         journal_syncs: 2,
-        stop_ms: 0.2,
+        stop_ms: Estimate::exact(0.2),
         limits: Limits { max_downtime_ms: 10.0, ..Limits::default() },
         ..ForecastInput::default()
     };
@@ -226,6 +226,15 @@ fn uncertainty_of_independent_parts_adds_as_squares() {
     let both = device.forecast();
     let expected = 100.0 + 1.645 * f64::sqrt(10.0 * 10.0 + 25.0 * 25.0);
     assert!((both.downtime_ms.p95 - expected).abs() < 1e-6, "{both:?}, expected {expected}");
+    // A stop that takes 50 ms, give or take 20.
+    device.stop_ms = Estimate { mean: 50.0, variance: 400.0 };
+    let three = device.forecast();
+    assert!((three.downtime_ms.p50 - 150.0).abs() < 1e-6, "{three:?}");
+    let expected = 150.0 + 1.645 * f64::sqrt(10.0 * 10.0 + 25.0 * 25.0 + 20.0 * 20.0);
+    assert!((three.downtime_ms.p95 - expected).abs() < 1e-6, "{three:?}, expected {expected}");
+    let later = ForecastInput { elapsed_ms: 70.0, ..device }.forecast();
+    assert!((later.total_ms - three.total_ms - 70.0).abs() < 1e-6, "{later:?}");
+    assert_eq!(later.downtime_ms, three.downtime_ms);
     let samples = Estimate::of_samples(&[1.0, 2.0, 3.0, f64::NAN, -4.0, f64::INFINITY]);
     assert_eq!(samples, Estimate { mean: 2.0, variance: 1.0 });
     assert_eq!(Estimate::of_samples(&[]), Estimate::default());
@@ -257,7 +266,7 @@ fn each_obstacle_and_what_mends_it() {
             Obstacle::TimeLimit,
         ),
         (ForecastInput { state_bytes: Estimate::exact(1e9), ..slow(1e9, 1e6) }, Obstacle::StopCost),
-        (ForecastInput { stop_ms: 6.0, ..slow(1e9, 1e6) }, Obstacle::StopCost),
+        (ForecastInput { stop_ms: Estimate::exact(6.0), ..slow(1e9, 1e6) }, Obstacle::StopCost),
     ];
     for (input, expected) in cases {
         let (obstacle, needs) = failure(&input.forecast());
@@ -286,7 +295,7 @@ fn each_obstacle_and_what_mends_it() {
         }
         assert!(mended > 0, "{expected:?}: {needs:?}");
     }
-    let (_, needs) = failure(&ForecastInput { stop_ms: 6.0, ..slow(1e9, 1e6) }.forecast());
+    let (_, needs) = failure(&ForecastInput { stop_ms: Estimate::exact(6.0), ..slow(1e9, 1e6) }.forecast());
     assert_eq!((needs.bandwidth_bytes_per_s, needs.dirty_bytes_per_s), (None, None), "no link makes the stop shorter");
 }
 
@@ -441,7 +450,8 @@ prop_compose! {
         working_set_bytes in prop::option::of(prop_oneof![any::<u64>(), 0..GIB]),
         (dirty_bytes_per_s, bandwidth_bytes_per_s, state_bytes) in (estimate(), estimate(), estimate()),
         (save, load) in (cost(), cost()),
-        (stop_ms, rtt_ms, journal_sync_ms, round_overhead_ms) in (any_number(), any_number(), any_number(), any_number()),
+        (stop_ms, rtt_ms, journal_sync_ms, round_overhead_ms) in (estimate(), any_number(), any_number(), any_number()),
+        elapsed_ms in any_number(),
         (round_trips, journal_syncs) in (any::<u32>(), any::<u32>()),
         (max_downtime_ms, max_rounds) in (any_number(), prop_oneof![9 => 0u32..60, 1 => any::<u32>()]),
         max_total_ms in prop::option::of(any_number()),
@@ -451,7 +461,7 @@ prop_compose! {
         let limits = Limits { max_downtime_ms, max_rounds, max_total_ms };
         ForecastInput {
             memory_bytes, working_set_bytes, dirty_bytes_per_s, bandwidth_bytes_per_s, state_bytes, save, load, stop_ms,
-            rtt_ms, round_trips, journal_sync_ms, journal_syncs, round_overhead_ms, limits,
+            rtt_ms, round_trips, journal_sync_ms, journal_syncs, round_overhead_ms, limits, elapsed_ms,
             device_working_set_bytes, device_dirty_bytes_per_s, hot, device_hot,
         }
     }
@@ -469,7 +479,8 @@ prop_compose! {
         (device, device_working_set_bytes) in (prop_oneof![Just(0.0), 0.0..2e9], prop::option::of(MIB..8 * GIB)),
     ) -> ForecastInput {
         ForecastInput {
-            memory_bytes, working_set_bytes, stop_ms, round_overhead_ms, device_working_set_bytes,
+            memory_bytes, working_set_bytes, round_overhead_ms, device_working_set_bytes,
+            stop_ms: Estimate::exact(stop_ms),
             device_dirty_bytes_per_s: Estimate::exact(device),
             dirty_bytes_per_s: Estimate::exact(dirty),
             bandwidth_bytes_per_s: Estimate::exact(bandwidth),

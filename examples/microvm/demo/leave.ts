@@ -101,6 +101,7 @@ async function byMigrate(context: LeaveContext, hooks: Hooks): Promise<Move> {
     policy: {
       // On a loaded machine a stop may cost more than that by itself; the demo shows what it was.
       maxDowntimeMs: 50,
+      stopMs: scale.stopMs,
       maxRounds: scale.converge.some((means) => means !== 'give-up') ? MOST_PASSES_CONVERGING : MOST_PASSES,
       onNoConvergence: scale.converge.includes('give-up') ? 'give-up' : 'stop',
       converge: { means: scale.converge.filter((means) => means !== 'give-up') },
@@ -190,7 +191,7 @@ function count(dirty: Move['dirty'], bySource: DirtyPages): void {
 }
 
 function moveOf(report: MigrationReport): Omit<Move, 'dirty'> {
-  const { outcome, why, downtimeMs, totalMs, rounds, bytes, phases, forecast, converge } = report;
+  const { outcome, why, downtimeMs, totalMs, stopMs, rounds, bytes, phases, forecast, converge } = report;
   return {
     outcome,
     downtimeMs,
@@ -200,6 +201,7 @@ function moveOf(report: MigrationReport): Omit<Move, 'dirty'> {
     bytes,
     phases,
     ...(why === undefined ? {} : { why }),
+    ...(stopMs === undefined ? {} : { stopMs }),
     ...(forecast === undefined ? {} : { forecast }),
     ...(converge === undefined ? {} : { converge }),
   };

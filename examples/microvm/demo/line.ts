@@ -23,6 +23,8 @@ export interface DemoLine {
   /** As the guest feels it by its own clock: the largest time between two of its heartbeats. */
   heartbeatGapMs: number;
   totalMs: number;
+  /** What of the downtime was no sending; `null` where that is not known. */
+  stopMs: number | null;
   /** Passes over memory before the stop. */
   rounds: number;
   bytes: { memory: number; deviceState: number; wire: number };
@@ -88,6 +90,7 @@ export function lineOf(run: Run): DemoLine {
     guestPauseMs: guestPause(move, arrival),
     heartbeatGapMs: Math.max(0, guest.heartbeatGapMs - held(move, arrival)),
     totalMs: move.totalMs,
+    stopMs: move.stopMs ?? null,
     rounds: move.passes,
     bytes: { ...move.bytes, wire: run.wireBytes },
     dirty: move.dirty,

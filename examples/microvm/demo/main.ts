@@ -24,6 +24,8 @@ const USAGE = `usage: npm run demo:vm -- [OPTION…]
   --iops-limit N      holds the function back to so many commands a second until it has moved, so that its queues are full
   --converge MEANS    throttle, device-limit: what may be done so that it converges, any number of times; give-up: where it
                       does not, the guest stays where it is; default: it is stopped, however long that takes
+  --stop-ms LIST      what earlier stops took besides sending, in milliseconds, with commas between them: stopMs of their lines;
+                      the forecast knows it from there
   --rounds N          moves it back and forth so many times, broken off in every third
   --sabotage NAME     breaks it on purpose: ${SABOTAGES.join(', ')}
 `;
@@ -50,6 +52,7 @@ function args() {
         converge: { type: 'string', multiple: true },
         'dirty-rate': text,
         'iops-limit': text,
+        'stop-ms': text,
         rounds: text,
         sabotage: text,
       },
@@ -107,6 +110,13 @@ const kinds: readonly Kind[] = (values.kind ?? (rounds === undefined ? KINDS : [
   oneOf('kind', k, KINDS),
 );
 
+if (values['stop-ms'] !== undefined && (mode !== 'migrate' || rounds !== undefined))
+  usage('--stop-ms is one of --mode migrate, without --rounds');
+const stopMs = (values['stop-ms']?.split(',') ?? []).map((text) => {
+  const ms = Number(text);
+  if (text.trim() !== '' && Number.isFinite(ms) && ms >= 0) return ms;
+  return usage('--stop-ms takes milliseconds, with commas between them');
+});
 const iopsLimit = values['iops-limit'] ?? (sabotage === undefined ? undefined : IOPS_LIMITS[sabotage]);
 
 const scale: Scale = {
@@ -120,6 +130,7 @@ const scale: Scale = {
   },
   dirtyRingEntries: oneOf('kind of dirty tracking', values.dirty, ['log', 'ring']) === 'ring' ? 4096 : 0,
   doorbells: oneOf('kind of doorbells', values.doorbells, ['mmio', 'ioeventfd']),
+  stopMs,
   converge: (values.converge ?? []).map((m) => oneOf('means', m, ['throttle', 'device-limit', 'give-up'])),
   ...(iopsLimit === undefined ? {} : { iopsLimit: count('iops-limit', iopsLimit, 1, 1_000_000) }),
   ...(values.link === undefined ? {} : { linkBytesPerSecond: count('link', values.link, 1, 1 << 20) * (1 << 20) }),

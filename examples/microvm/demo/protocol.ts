@@ -30,6 +30,8 @@ export interface Scale {
   linkBytesPerSecond?: number;
   /** The function does so many commands a second, from before it is moved; missing: as many as it can. */
   iopsLimit?: number;
+  /** What earlier stops took besides sending, in milliseconds. */
+  stopMs: readonly number[];
   /** What may be done so that it converges, in this order; `give-up`: where that is not enough the guest stays. Else it is stopped all the same. */
   converge: readonly (Means | 'give-up')[];
 }
@@ -72,6 +74,7 @@ export interface Move {
   why?: string;
   downtimeMs: number;
   totalMs: number;
+  stopMs?: number;
   /** How long the witness held everything up; in no other figure. */
   heldMs: number;
   passes: number;

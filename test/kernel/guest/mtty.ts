@@ -14,6 +14,8 @@ const LCR = 3;
 const MCR = 4;
 const SCR = 7;
 const DLAB = 0x80;
+/** In IER: an interrupt where there is nothing to send. */
+export const IER_TRANSMITTER_EMPTY = 0x02;
 /** FIFO on, both directions cleared. */
 const FCR_CLEAR = 0x07;
 

@@ -15,9 +15,9 @@
 //! changes only the one, a rate limit on the devices only the other.
 //!
 //! # p50 and p95
-//! p50 is the model at the means. For p95 the number of rounds is kept, each of bandwidth, the dirty rates and state size is
-//! by itself made worse by one standard deviation (bandwidth down to no less than a tenth of its mean), and the
-//! increases of the downtime are added as independent errors: `p95 = p50 + 1.645 √(Δb² + Δr² + Δd² + Δs²)`. The 1.645 is the
+//! p50 is the model at the means. For p95 the number of rounds is kept, each of bandwidth, the dirty rates, state size and what a stop
+//! takes is by itself made worse by one standard deviation (bandwidth down to no less than a tenth of its mean), and the
+//! increases of the downtime are added as independent errors: `p95 = p50 + 1.645 √(Δb² + Δr² + Δd² + Δs² + Δstop²)`. The 1.645 is the
 //! normal distribution's; a distribution with a heavy tail exceeds it more often. Without variances p95 equals p50.
 //!
 //! # What can be relied on
@@ -136,8 +136,8 @@ pub struct ForecastInput {
     pub save: DeviceCost,
     /// Loading it at the destination.
     pub load: DeviceCost,
-    /// Stopping and starting the functions: drain, last harvest, resume. Milliseconds.
-    pub stop_ms: f64,
+    /// Stopping and starting the functions and what the caller has beside them: drain, last harvest, sections, resume. Milliseconds.
+    pub stop_ms: Estimate,
     /// One round trip. Milliseconds.
     pub rtt_ms: f64,
     /// Round trips within the downtime.
@@ -148,6 +148,8 @@ pub struct ForecastInput {
     pub journal_syncs: u32,
     /// What each round costs besides its bytes: harvesting, one round trip. Milliseconds.
     pub round_overhead_ms: f64,
+    /// What had passed when the first pass began: agreeing, measuring. Milliseconds, which count in the total.
+    pub elapsed_ms: f64,
     /// What the caller accepts.
     pub limits: Limits,
 }
@@ -217,7 +219,7 @@ pub struct Downtime {
 /// A forecast. Where it does not converge, the times are those of stopping after the last round allowed all the same.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Forecast {
-    /// From the first byte to the function running at the destination, milliseconds. During a run: what has passed is included.
+    /// Until the function runs at the destination, milliseconds, [`ForecastInput::elapsed_ms`] and what has passed of a run included.
     pub total_ms: f64,
     /// The downtime.
     pub downtime_ms: Downtime,

@@ -21,7 +21,7 @@ pub(super) struct Position {
 
 impl Position {
     pub fn start(input: &ForecastInput) -> Self {
-        Self { elapsed_ms: 0.0, rounds: 0, pending: input.memory_bytes as f64 }
+        Self { elapsed_ms: clean(input.elapsed_ms).min(MAX_MS), rounds: 0, pending: input.memory_bytes as f64 }
     }
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Rates {
 impl Rates {
     pub fn of(input: &ForecastInput) -> Self {
         let memory = input.memory_bytes as f64;
-        let fixed_ms = clean(input.stop_ms)
+        let fixed_ms = clean(input.stop_ms.mean)
             + clean(input.rtt_ms) * f64::from(input.round_trips)
             + clean(input.journal_sync_ms) * f64::from(input.journal_syncs);
         Self {
@@ -196,6 +196,7 @@ pub(super) fn downtime(input: &ForecastInput, rates: &Rates, from: Position, rou
         Rates { others: more(rates.others, input.dirty_bytes_per_s), ..*rates },
         Rates { device: more(rates.device, input.device_dirty_bytes_per_s), ..*rates },
         Rates { state: rates.state + deviation(input.state_bytes), ..*rates },
+        Rates { fixed_ms: rates.fixed_ms + deviation(input.stop_ms), ..*rates },
     ];
     let squares: f64 = worse.iter().map(|rates| (at(rates) - p50).max(0.0)).map(|d| d * d).sum();
     Downtime { p50, p95: (p50 + Z95 * sqrt(squares)).min(MAX_MS) }

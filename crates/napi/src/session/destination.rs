@@ -1,6 +1,6 @@
 //! The destination's session.
 
-use std::os::fd::IntoRawFd as _;
+use std::os::fd::{IntoRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -84,6 +84,14 @@ fn destination_config(parts: &Parts, cancel: &Cancel, points: &Arc<FaultPoints>)
 pub struct SectionFd {
     pub name: String,
     pub fd: i32,
+}
+
+/// A section of the caller, as it came.
+#[napi(object)]
+pub struct ReceivedSection {
+    pub name: String,
+    pub bytes: Uint8Array,
+    pub fds: Vec<SectionFd>,
 }
 
 #[derive(Deserialize)]
@@ -175,28 +183,28 @@ impl NativeDestinationSession {
     pub fn receive<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
         self.step(env, "receive", |r, progress| {
             r.session.receive(&mut |p| send_progress(progress, &progress_json(p)))?;
-            let mut value = progress_json(&r.session.progress());
-            let names: Vec<&str> = r.session.sections().iter().map(|s| s.name.as_str()).collect();
-            if let Value::Object(map) = &mut value {
-                map.insert("sections".into(), json!(names));
-            }
-            Ok(value.to_string())
+            Ok(progress_json(&r.session.progress()).to_string())
         })
     }
 
+    /// All sections, in the order in which they were offered; their descriptors are the caller's from then on.
     #[napi]
-    pub fn section(&self, name: String) -> napi::Result<Option<Uint8Array>> {
+    pub fn take_sections(&self) -> napi::Result<Vec<ReceivedSection>> {
         Ok(self.shared.with(|r, _| {
-            Ok(r.session.sections().iter().find(|s| s.name == name).map(|s| Uint8Array::new(s.data.clone())))
-        })?)
-    }
-
-    /// The descriptors that came with a section; they are the caller's from then on.
-    #[napi]
-    pub fn take_section_fds(&self, name: String) -> napi::Result<Vec<SectionFd>> {
-        Ok(self.shared.with(|r, _| {
-            let taken = r.session.take_section_descriptors(&name)?;
-            Ok(taken.into_iter().map(|(name, fd)| SectionFd { name, fd: fd.into_raw_fd() }).collect())
+            let sections: Vec<_> = r.session.sections().iter().map(|s| (s.name.clone(), s.data.clone())).collect();
+            let taken: Result<Vec<_>, Fault> = sections
+                .into_iter()
+                .map(|(name, data)| {
+                    let fds = r.session.take_section_descriptors(&name)?;
+                    Ok((name, data, fds))
+                })
+                .collect();
+            // Descriptors are let go of only once nothing can fail any more.
+            let given = |fds: Vec<(String, OwnedFd)>| {
+                fds.into_iter().map(|(name, fd)| SectionFd { name, fd: fd.into_raw_fd() }).collect()
+            };
+            let section = |(name, data, fds)| ReceivedSection { name, bytes: Uint8Array::new(data), fds: given(fds) };
+            Ok(taken?.into_iter().map(section).collect())
         })?)
     }
 

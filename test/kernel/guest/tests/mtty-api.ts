@@ -1,5 +1,8 @@
-// Two mtty of one guest in one session, by the TypeScript API. Arguments: the UUIDs of five devices, the third of another type.
+// Two mtty of one guest in one session, by the TypeScript API, and one with its interrupts. Arguments: the UUIDs of five devices, the third of
+// another type. With eventfds ($EVENTFDS, which the test of interrupts starts it with) only what needs them.
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { readSync } from 'node:fs';
 import { mkdtemp, readdir } from 'node:fs/promises';
 import { after, before, test } from 'node:test';
 import {
@@ -13,11 +16,14 @@ import {
   type StateChannel,
 } from '#towline/index.js';
 import { MdevDriver, type MdevControllingFunction } from '#towline/drivers/mdev.js';
+import type { VfioFunction } from '#towline/drivers/vfio/function.js';
 import { binding } from '#towline/native/api.js';
-import { kernelState, observed, writes, written } from '../mtty.js';
+import { IER_TRANSMITTER_EMPTY, kernelState, observed, writes, written } from '../mtty.js';
+import { run } from '../nvme.js';
 
 const [one = '', two = '', , three = '', four = ''] = process.argv.slice(2);
 const MEMORY_BYTES = 1n << 20n;
+const eventfds = process.env.EVENTFDS?.split(' ').map(Number);
 
 /** Uses a device that nobody has open. */
 async function device<T>(
@@ -71,6 +77,9 @@ function as(fn: ControlledFunction, uuid: string, saw: (to: DeviceState) => Prom
     channel: () => (channel ??= heard(fn.channel())),
     dirtySources: () => fn.dirtySources(),
     descriptor: (options) => fn.descriptor(options),
+    get exposureState() {
+      return fn.exposureState;
+    },
     explain: (options) => fn.explain(options),
   };
 }
@@ -125,9 +134,11 @@ async function move(from: readonly string[], to: readonly string[], sequence: st
         release: false,
       },
     );
-    const [left, came] = await Promise.all([migrating.result, receiving.result]);
-    assert.equal(left.outcome, 'committed');
-    assert.equal(came.outcome, 'committed');
+    const [left, came] = await Promise.allSettled([migrating.result, receiving.result]);
+    for (const side of [left, came]) {
+      if (side.status === 'rejected') throw side.reason;
+      assert.equal(side.value.outcome, 'committed');
+    }
     assert.equal(Buffer.from(memories[1].read(4096n * 5n, 32)).toString(), 'what the guest has in its memory');
   } finally {
     for (const journal of journals) journal.close();
@@ -135,30 +146,111 @@ async function move(from: readonly string[], to: readonly string[], sequence: st
   }
 }
 
-test('two functions of one guest: both answer only peers before one of them stops, then both are moved', async () => {
-  const values = [written(1), written(2)];
-  await write(one, values[0] ?? []);
-  await write(two, values[1] ?? []);
-  const sequence: string[][] = [];
-  await move([one, two], [three, four], sequence);
-  assert.deepEqual([await kernelState(one), await kernelState(two)], ['stop', 'stop']);
-  assert.deepEqual([await kernelState(three), await kernelState(four)], ['running', 'running']);
-  const stopped = sequence.findIndex(([, ...states]) => states.some((state) => state.startsWith('stop')));
-  assert.ok(stopped > 0, JSON.stringify(sequence));
-  assert.match(sequence[stopped - 1]?.slice(1).join() ?? '', /^(running|pre-copy)-p2p,(running|pre-copy)-p2p$/);
-  await mtty.close();
-  assert.deepEqual([await read(three), await read(four)], values);
-});
+if (eventfds === undefined) {
+  test('two functions of one guest: both answer only peers before one of them stops, then both are moved', async () => {
+    const values = [written(1), written(2)];
+    await write(one, values[0] ?? []);
+    await write(two, values[1] ?? []);
+    const sequence: string[][] = [];
+    await move([one, two], [three, four], sequence);
+    assert.deepEqual([await kernelState(one), await kernelState(two)], ['stop', 'stop']);
+    assert.deepEqual([await kernelState(three), await kernelState(four)], ['running', 'running']);
+    const stopped = sequence.findIndex(([, ...states]) => states.some((state) => state.startsWith('stop')));
+    assert.ok(stopped > 0, JSON.stringify(sequence));
+    assert.match(sequence[stopped - 1]?.slice(1).join() ?? '', /^(running|pre-copy)-p2p,(running|pre-copy)-p2p$/);
+    await mtty.close();
+    assert.deepEqual([await read(three), await read(four)], values);
+  });
 
-test('functions that go to each other by mistake are noticed', async () => {
-  mtty = await new MdevDriver().open('mtty');
-  functions = new Map((await mtty.list()).map((fn) => [fn.uuid, fn]));
-  for (const uuid of [one, two]) await device(uuid, (open) => open.reset());
-  const values = [written(3), written(4)];
-  await write(one, values[0] ?? []);
-  await write(two, values[1] ?? []);
-  await move([one, two], [four, three]);
-  await mtty.close();
-  assert.notDeepEqual([await read(three), await read(four)], values);
-  for (const uuid of [one, two]) await device(uuid, (open) => open.reset());
-});
+  test('functions that go to each other by mistake are noticed', async () => {
+    mtty = await new MdevDriver().open('mtty');
+    functions = new Map((await mtty.list()).map((fn) => [fn.uuid, fn]));
+    for (const uuid of [one, two]) await device(uuid, (open) => open.reset());
+    const values = [written(3), written(4)];
+    await write(one, values[0] ?? []);
+    await write(two, values[1] ?? []);
+    await move([one, two], [four, three]);
+    await mtty.close();
+    assert.notDeepEqual([await read(three), await read(four)], values);
+    for (const uuid of [one, two]) await device(uuid, (open) => open.reset());
+  });
+
+  test('interrupts that are wired at both sides', async () => {
+    await run('gcc', [
+      '-Wall',
+      '-Wextra',
+      '-Werror',
+      '-o',
+      '/tmp/eventfds',
+      '/towline/checkout/test/kernel/guest/eventfds.c',
+    ]);
+    // Its own tests, on the same devices.
+    await mtty.close();
+    const again = [process.execPath, ...process.argv.slice(1)];
+    try {
+      execFileSync('/tmp/eventfds', ['2', ...again], { encoding: 'utf8', timeout: 120_000 });
+    } catch (error) {
+      assert.fail((error as { stdout?: string }).stdout ?? String(error));
+    }
+    mtty = await new MdevDriver().open('mtty');
+  });
+} else {
+  type Open = Awaited<ReturnType<ReturnType<typeof binding>['openVfio']>>;
+  const opened = new Map<string, Open>();
+  const [here = -1, there = -1] = eventfds;
+  const native = binding();
+  const { openVfio } = native;
+  Object.assign(native, {
+    openVfio: async (...args: Parameters<typeof openVfio>) => {
+      const open = await openVfio(...args);
+      opened.set((JSON.parse(args[0]) as { name: string }).name, open);
+      return open;
+    },
+  });
+  const of = (uuid: string): VfioFunction => functions.get(uuid) as unknown as VfioFunction;
+
+  /** What came since the last time, of both eventfds. */
+  const came = (): number[] =>
+    [here, there].map((fd) => {
+      const count = Buffer.alloc(8);
+      try {
+        readSync(fd, count);
+      } catch (error) {
+        assert.equal((error as NodeJS.ErrnoException).code, 'EAGAIN');
+      }
+      return Number(count.readBigUInt64LE());
+    });
+  /** The guest asks to be told when the transmitter is empty, which it is. */
+  const ask = (uuid: string): Promise<void> =>
+    opened.get(uuid)?.writeRegion(0, 1n, Uint8Array.of(IER_TRANSMITTER_EMPTY)) ?? assert.fail(`${uuid} is not open`);
+
+  for (const [name, index, from, to] of [
+    ['MSI', 1, one, three],
+    ['INTx', 0, two, four],
+  ] as const)
+    test(`an interrupt of ${name} comes to who has the device: before the move, after it`, async () => {
+      for (const uuid of [from, to]) {
+        await of(uuid).open();
+        await opened.get(uuid)?.reset();
+      }
+      await of(from).wireInterrupts(index, [here]);
+      await ask(from);
+      assert.deepEqual(came(), [1, 0]);
+      // Without an eventfd for what the guest has in use, it would never hear of it there.
+      await assert.rejects(move([from], [to]), { code: 'ERR_TOWLINE_ROLLED_BACK' });
+      assert.deepEqual([await kernelState(from), await kernelState(to)], ['running', 'running']);
+      // INTx is masked as long as nobody has seen to it.
+      await of(from).wireInterrupts(index, [here]);
+      await ask(from);
+      assert.deepEqual(came(), [1, 0]);
+
+      await of(to).wireInterrupts(index, [there]);
+      await move([from], [to]);
+      await ask(to);
+      assert.deepEqual(came(), [0, 1]);
+      // And what is not wired does not come.
+      await of(to).wireInterrupts(index, []);
+      await ask(to);
+      assert.deepEqual(came(), [0, 0]);
+    });
+}

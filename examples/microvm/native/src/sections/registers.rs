@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 
 /// `IA32_TIME_STAMP_COUNTER` has a section of its own.
 pub const TSC: u32 = 0x10;
+/// The most that KVM takes in one call is 255 (`MAX_IO_MSRS` in arch/x86/kvm/x86.c).
+const MOST_AT_ONCE: usize = 255;
 /// The most registers of a section.
 const MOST: usize = 1024;
 const ENTRY: usize = 16;
@@ -74,15 +76,21 @@ pub fn parse(payload: &[u8]) -> std::result::Result<Vec<(u32, u64)>, String> {
 
 /// Writes them. One that this machine does not list is an error, unless it is zero: then nothing is lost.
 pub fn restore(vcpu: &VcpuFd, list: &[u32], registers: &[(u32, u64)]) -> std::result::Result<(), String> {
-    for (index, value) in registers {
-        if list.binary_search(index).is_err() {
-            if *value == 0 {
-                continue;
-            }
-            return Err(format!("register {index:#x} is not known here"));
-        }
-        if !set(vcpu, *index, *value) {
-            return Err(format!("register {index:#x} can't be {value:#x} here"));
+    let known = |index: &u32| list.binary_search(index).is_ok();
+    if let Some((index, _)) = registers.iter().find(|(index, value)| *value != 0 && !known(index)) {
+        return Err(format!("register {index:#x} is not known here"));
+    }
+    let entries: Vec<_> = registers
+        .iter()
+        .filter(|(index, _)| known(index))
+        .map(|(index, data)| kvm_msr_entry { index: *index, data: *data, ..Default::default() })
+        .collect();
+    // In few calls: a guest stands still meanwhile.
+    for some in entries.chunks(MOST_AT_ONCE) {
+        let msrs = Msrs::from_entries(some).map_err(|_| "too many registers".to_owned())?;
+        let written = vcpu.set_msrs(&msrs).map_err(|e| e.to_string())?;
+        if let Some(refused) = some.get(written) {
+            return Err(format!("register {:#x} can't be {:#x} here", refused.index, refused.data));
         }
     }
     Ok(())
