@@ -98,10 +98,12 @@ export type {
   MigrateOptions,
   ReceiveOptions,
   SectionContent,
+  SectionsTogether,
+  SectionTakers,
   Sections,
   SideOptions,
 } from './migration/options.js';
-export { SectionFds } from './migration/section-fds.js';
+export { SectionFds } from './migration/sections.js';
 export { PHASES, type Phase, type PhaseTime } from './migration/phases.js';
 export type { ConvergeReport, ConvergeStep } from './migration/converge.js';
 export type { ConvergePolicy, DirtyRates, Means, MeansState } from './migration/means.js';

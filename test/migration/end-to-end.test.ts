@@ -10,6 +10,7 @@ import { DIAGNOSTICS_CHANNEL, type MigrationEvent } from '#towline/migration/pro
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { receive } from '#towline/migration/destination.js';
 import type { Link } from '#towline/migration/link.js';
+import type { Sections } from '#towline/migration/options.js';
 import { migrate } from '#towline/migration/source.js';
 import { Pair } from '../support/pair.js';
 import { TsDevice } from '../support/ts-function.js';
@@ -288,6 +289,32 @@ test('a dry run ends with a forecast and touches nothing', async (t) => {
   t.truthy(settled.source.value.forecast);
   t.deepEqual(source.device.history, ['running']);
   t.is(settled.destination.status, 'rejected');
+});
+
+test('sections may be taken by one call, in the order of their names', async (t) => {
+  const pair = new Pair(t);
+  const [source, destination] = twins('ts');
+  const large = randomBytes(100_000);
+  const seen: [string, Uint8Array][] = [];
+  const names = ['b', 'a', 'z', 'empty'];
+  const given = { z: Uint8Array.of(1), a: large, b: Uint8Array.of(2, 3), empty: new Uint8Array(), more: large };
+  const restoreSections = (sections: Sections) => void seen.push(...Object.entries(sections));
+  const move = (gives: Readonly<Record<string, Uint8Array>>) =>
+    pair.move(source, destination, {
+      source: { sections: { names, take: async () => gives } },
+      destination: { restoreSections },
+    });
+  const { a: _left, ...incomplete } = given;
+  const error = failure((await move(incomplete)).source);
+  t.is((error.cause as TowlineError).code, 'ERR_TOWLINE_HOOK');
+  t.regex(error.message, /no section a\b/);
+  t.deepEqual([seen, source.device.now], [[], 'running']);
+  const settled = await move(given);
+  if (settled.source.status === 'rejected') throw settled.source.reason as Error;
+  t.deepEqual(
+    seen.map(([name, bytes]) => [name, Buffer.from(bytes)] as const),
+    names.map((name) => [name, Buffer.from(given[name as keyof typeof given])] as const),
+  );
 });
 
 test('a forecast holds what earlier stops took, where it is told, and what has passed', async (t) => {

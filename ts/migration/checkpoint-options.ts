@@ -1,6 +1,6 @@
 import type { DirtySource } from '../function/channel.js';
 import type { GuestMemory } from './memory.js';
-import type { Sections, SideOptions } from './options.js';
+import type { Sections, SectionTakers, SideOptions } from './options.js';
 import type { MigrationPolicy } from './policy.js';
 
 /**
@@ -51,8 +51,8 @@ export interface CheckpointOptions extends CheckpointFileOptions {
   pause?: () => void | Promise<void>;
   /** Lets the vCPUs run again: after a `copy`, and after a rollback. */
   resume?: () => void | Promise<void>;
-  /** The caller's sections by name, each taken after `pause`; at most 64 MiB together. */
-  sections?: Readonly<Record<string, () => Uint8Array | Promise<Uint8Array>>>;
+  /** The caller's sections, taken after `pause`; at most 64 MiB together. None of them has descriptors. */
+  sections?: SectionTakers;
   /**
    * Called while everything has stopped and is in the file, before that is sealed: here the caller copies what the file does not hold,
    * a private disk say. What it throws rolls back. Its time is the phase `hold` and counts in no figure.

@@ -20,7 +20,7 @@ import { completePolicy, type CompletePolicy } from './policy.js';
 import { EventQueue } from './progress.js';
 import { releaseEach } from './release.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
-import { takeSections } from './section-fds.js';
+import { OutgoingSections, sectionNames, takeSections } from './sections.js';
 import { outcomes } from './session-native.js';
 import { withReport } from './source.js';
 import type { FinalStats, RoundStats } from './steps.js';
@@ -96,7 +96,7 @@ class CheckpointWriter {
     let parts: SessionParts | undefined;
     try {
       throwIfAborted(this.options.signal);
-      checkCallerSections(Object.keys(this.options.sections ?? {}));
+      checkCallerSections(sectionNames(this.options.sections));
       await refuseUnmigratable(this.functions, { copy: this.#copies });
       await openAll(this.functions, { signal: this.options.signal });
       this.#exposures = new SourceExposures(this.functions);
@@ -132,7 +132,7 @@ class CheckpointWriter {
     return JSON.stringify({
       session: this.id,
       bandwidthBytesPerSecond: this.#policy.bandwidthBytesPerSecond ?? null,
-      sections: [...(this.#exposures?.names ?? []), ...Object.keys(this.options.sections ?? {})],
+      sections: [...(this.#exposures?.names ?? []), ...sectionNames(this.options.sections)],
       faults: faultsJson(this.options.faults),
     });
   }
@@ -212,8 +212,10 @@ class CheckpointWriter {
     this.#clock.add('device-state', final.stateMs);
     this.#report.bytes.deviceState += final.stateBytes;
     await this.#phase('prepare', async () => {
-      const all = [...(this.#exposures?.saved() ?? []), ...(await takeSections(sections))];
-      if (all.length > 0) await native(() => session.sendSections(all));
+      const outgoing = new OutgoingSections();
+      this.#exposures?.addTo(outgoing);
+      await takeSections(sections, outgoing);
+      await outgoing.send(session);
       await native(() => session.prepare());
     });
     if (verify) await this.#phase('hold', () => hook('verify', verify));

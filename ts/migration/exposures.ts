@@ -3,10 +3,9 @@
  */
 import { TowlineError } from '../errors.js';
 import type { ExposureState, MigratableFunction } from '../function/types.js';
-import type { NativeSection } from '../native/binding.js';
 import type { Mismatch } from './offer.js';
 import type { Sections } from './options.js';
-import { nativeSection } from './section-fds.js';
+import type { OutgoingSections } from './sections.js';
 
 /** Names that begin so are towline's own. */
 const OWN = 'towline:';
@@ -41,7 +40,7 @@ export function checkCallerSections(names: readonly string[]): void {
 export class SourceExposures {
   readonly #functions: readonly MigratableFunction[];
   readonly #states: ReadonlyMap<MigratableFunction, ExposureState>;
-  #saved: NativeSection[] = [];
+  #saved: (readonly [name: string, bytes: Uint8Array])[] = [];
 
   constructor(functions: readonly MigratableFunction[]) {
     const states = functions.flatMap((fn) => {
@@ -81,13 +80,13 @@ export class SourceExposures {
           function: fn.uuid,
         });
       }
-      this.#saved.push(nativeSection(nameOf(fn), section));
+      this.#saved.push([nameOf(fn), section]);
     }
   }
 
-  /** What was taken. */
-  saved(): readonly NativeSection[] {
-    return this.#saved;
+  /** Adds what was taken. */
+  addTo(sections: OutgoingSections): void {
+    for (const [name, bytes] of this.#saved) sections.add(name, bytes);
   }
 }
 

@@ -6,7 +6,7 @@ import type { Fence } from './fence.js';
 import type { Journal } from './journal.js';
 import type { Link } from './link.js';
 import type { GuestMemory } from './memory.js';
-import type { SectionFds } from './section-fds.js';
+import type { SectionFds } from './sections.js';
 import type { MigrationPolicy } from './policy.js';
 
 /** Parts of the caller's own state that moved with the functions, by name: vCPU registers, say. */
@@ -23,6 +23,15 @@ export type SectionContent =
        */
       fds?: Readonly<Record<string, number>>;
     };
+
+/** All sections by one call, where each call costs: names, in the order in which they are sent, and what gives exactly those. */
+export interface SectionsTogether {
+  readonly names: readonly string[];
+  readonly take: () => Readonly<Record<string, SectionContent>> | Promise<Readonly<Record<string, SectionContent>>>;
+}
+
+/** How the caller's sections are taken, by name: each by itself, or {@link SectionsTogether}. */
+export type SectionTakers = Readonly<Record<string, () => SectionContent | Promise<SectionContent>>> | SectionsTogether;
 
 /** What both sides have in common. */
 export interface SideOptions extends WaitOptions {
@@ -63,8 +72,8 @@ export interface MigrateOptions extends SideOptions {
   pause?: () => void | Promise<void>;
   /** Lets the vCPUs run again, after a rollback. */
   resume?: () => void | Promise<void>;
-  /** The caller's sections by name, each taken after `pause`. Names are offered before; at most 64 MiB together. */
-  sections?: Readonly<Record<string, () => SectionContent | Promise<SectionContent>>>;
+  /** The caller's sections, taken after `pause`. Their names are offered before; at most 64 MiB together. */
+  sections?: SectionTakers;
   /** Sections may have file descriptors: over `unix:///path`, to another process of the same user. Default false. */
   sectionFds?: boolean;
   /**

@@ -17,7 +17,7 @@ import { SessionParts } from './parts.js';
 import { PhaseClock, type Phase } from './phases.js';
 import { EventQueue } from './progress.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
-import { receivedSections } from './section-fds.js';
+import { receivedSections } from './sections.js';
 import { withReport } from './source.js';
 
 /** What the file says of itself, once all of it was checked. */

@@ -9,7 +9,7 @@ import { compareFunctions, parseOfferedFunctions, type Mismatch } from './offer.
 import { UNTOLD } from './fence.js';
 import type { Sections } from './options.js';
 import { SessionParts } from './parts.js';
-import { receivedSections } from './section-fds.js';
+import { receivedSections } from './sections.js';
 import { outcomes, termsOf } from './session-native.js';
 import type {
   DestinationSessionOptions,

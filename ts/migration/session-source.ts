@@ -11,7 +11,8 @@ import { doubtOf } from './doubt.js';
 import { checkCallerSections, SourceExposures } from './exposures.js';
 import type { Verdict } from './journal.js';
 import { SessionParts } from './parts.js';
-import { nativeSection } from './section-fds.js';
+import type { Sections } from './options.js';
+import { OutgoingSections } from './sections.js';
 import {
   SessionAdvisor,
   type SessionAdvice,
@@ -323,17 +324,23 @@ export class SourceSession implements AsyncDisposable {
   async saveState(options?: WaitOptions): Promise<{ stateBytes: number; saveMs: number }> {
     return this.#step('saveState', 'saved', options, async () => {
       const saved = JSON.parse(await native(() => this.#native.saveState())) as { stateBytes: number; saveMs: number };
-      const own = this.#exposures.saved();
-      if (own.length > 0) await native(() => this.#native.sendSections(own));
+      const own = new OutgoingSections();
+      this.#exposures.addTo(own);
+      await own.send(this.#native);
       return saved;
     });
   }
 
   /** Sends the next of the caller's sections, by its name. At most 64 MiB together. */
   async sendSection(name: string, data: Uint8Array, options?: WaitOptions): Promise<void> {
-    await this.#step('sendSection', undefined, options, () =>
-      native(() => this.#native.sendSections([nativeSection(name, data)])),
-    );
+    await this.sendSections({ [name]: data }, options);
+  }
+
+  /** Sends the next of the caller's sections, in the order of the record, in few writes. */
+  async sendSections(sections: Sections, options?: WaitOptions): Promise<void> {
+    const outgoing = new OutgoingSections();
+    for (const [name, data] of Object.entries(sections)) outgoing.add(name, data);
+    await this.#step('sendSection', undefined, options, () => outgoing.send(this.#native));
   }
 
   /**

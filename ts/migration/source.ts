@@ -22,7 +22,7 @@ import { completePolicy, decide, type CompletePolicy } from './policy.js';
 import { EventQueue } from './progress.js';
 import { releaseEach } from './release.js';
 import { emptyReport, type MigrationReport, type Outcome } from './report.js';
-import { takeSections } from './section-fds.js';
+import { OutgoingSections, sectionNames, takeSections } from './sections.js';
 import { CallerStream } from './session-stream.js';
 import type {
   FinalStats,
@@ -116,7 +116,7 @@ class SourceMigration {
         );
       }
       throwIfAborted(this.options.signal);
-      checkCallerSections(Object.keys(this.options.sections ?? {}));
+      checkCallerSections(sectionNames(this.options.sections));
       await refuseUnmigratable(this.functions);
       await openAll(this.functions, { signal: this.options.signal });
       this.#exposures = new SourceExposures(this.functions);
@@ -189,7 +189,7 @@ class SourceMigration {
       bandwidthBytesPerSecond: this.#policy.bandwidthBytesPerSecond ?? null,
       idleTimeoutMs: this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS,
       recordPath: this.options.record ?? null,
-      sections: [...(this.#exposures?.names ?? []), ...Object.keys(this.options.sections ?? {})],
+      sections: [...(this.#exposures?.names ?? []), ...sectionNames(this.options.sections)],
       faults: faultsJson(this.options.faults),
     });
   }
@@ -332,8 +332,10 @@ class SourceMigration {
     });
     await (this.#passing ? this.#saveState(session) : this.#finalPass(session));
     await this.#phase('prepare', async () => {
-      const all = [...(this.#exposures?.saved() ?? []), ...(await takeSections(sections))];
-      if (all.length > 0) await native(() => session.sendSections(all));
+      const outgoing = new OutgoingSections();
+      this.#exposures?.addTo(outgoing);
+      await takeSections(sections, outgoing);
+      await outgoing.send(session);
       await native(() => session.prepare());
     });
     if (verify) await this.#phase('hold', () => hook('verify', verify));

@@ -298,12 +298,12 @@ export interface NativeProgress {
   (json: string): void;
 }
 
-/** A section of the caller. `fds` are named by `fdNames`, and stay the caller's. */
-export interface NativeSection {
-  name: string;
+/** Sections in one piece. */
+export interface NativeSections {
+  /** JSON of their {name, bytes: how many, fds: {name, fd}[]}[], in the order in which they were offered. */
+  layout: string;
+  /** Their bytes, one after the other. */
   bytes: Uint8Array;
-  fdNames: string[];
-  fds: number[];
 }
 
 /** One migration, at the source. Every step is a blocking call on a thread of its own; JSON results as in crates/engine. */
@@ -329,8 +329,8 @@ export interface NativeSourceSession {
   refused(): Promise<void>;
   /** 'committed' | 'refused' | 'unknown' → {verdict} */
   settle(answer: string): Promise<string>;
-  /** In this order. Their bytes are copied and their descriptors duplicated before this returns. */
-  sendSections(sections: readonly NativeSection[]): Promise<void>;
+  /** The next of the offered sections, as {@link NativeSections}. The bytes are copied and the descriptors duplicated before this returns. */
+  sendSections(layout: string, bytes: Uint8Array): Promise<void>;
   prepare(): Promise<string>;
   commit(): Promise<string>;
   /** A copy, after `prepare`: the functions run again; JSON outcomes as of `abort` */
@@ -371,7 +371,7 @@ export interface NativeDestinationSession {
   memoryTaken(): Promise<void>;
   receive(): Promise<string>;
   /** The caller's sections, in the order in which they were offered, once: their descriptors are the caller's from then on. */
-  takeSections(): { name: string; bytes: Uint8Array; fds: { name: string; fd: number }[] }[];
+  takeSections(): NativeSections;
   /** {digests} */
   prepared(): Promise<string>;
   waitCommit(): Promise<string>;

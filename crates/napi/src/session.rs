@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use napi::Env;
 use napi::bindgen_prelude::Object;
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use towline_engine::session::{FunctionOutcome, Timings};
 
@@ -20,6 +21,22 @@ use crate::promise::run;
 const PROGRESS_QUEUE: usize = 16;
 
 type Progress = ThreadsafeFunction<String, (), String, napi::Status, false, true, PROGRESS_QUEUE>;
+
+/// One of several sections, whose bytes lie one after the other.
+#[derive(Deserialize, Serialize)]
+struct SectionJson {
+    name: String,
+    /// How many.
+    bytes: usize,
+    fds: Vec<SectionFdJson>,
+}
+
+/// A descriptor of a section.
+#[derive(Deserialize, Serialize)]
+struct SectionFdJson {
+    name: String,
+    fd: i32,
+}
 
 fn timings_json(timings: &Timings) -> String {
     let phases: Vec<Value> =

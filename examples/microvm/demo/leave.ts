@@ -16,7 +16,7 @@ import { Connection } from '../src/connection.js';
 import type { Machine } from '../src/machine.js';
 import { migrateAway } from '../src/migrate-away.js';
 import { ramRanges } from '../src/ram.js';
-import { vcpuSections } from '../src/sections.js';
+import { vcpuSections, type VcpuSections } from '../src/sections.js';
 import { sessionAway } from '../src/session-away.js';
 import { toFile } from '../src/to-file.js';
 import { LAYOUT } from '#native';
@@ -79,7 +79,7 @@ export async function leave(context: LeaveContext): Promise<Move> {
 }
 
 interface Hooks {
-  sections: ReturnType<typeof vcpuSections>;
+  sections: VcpuSections;
   pause: () => Promise<void>;
   verify: () => Promise<void>;
   refuse: () => void;
@@ -257,17 +257,12 @@ async function slowDown({ limit }: LeaveContext, operationsPerSecond: number): P
 /** Sections of vector registers: the guest keeps its count of heartbeats there, too. */
 const isVector = (name: string) => /xsave/i.test(name);
 
-async function staleSections({ vm }: Machine): Promise<ReturnType<typeof vcpuSections>> {
+async function staleSections({ vm }: Machine): Promise<VcpuSections> {
   await vm.pause();
-  const before = vm.save();
+  const stale = Object.entries(vm.save()).filter(([name]) => isVector(name));
   vm.run();
-  const now = vcpuSections(vm);
-  return Object.fromEntries(
-    Object.entries(now).map(([name, take]) => {
-      const stale = before[name];
-      return [name, isVector(name) && stale !== undefined ? () => stale : take];
-    }),
-  );
+  const { names, take } = vcpuSections(vm);
+  return { names, take: () => ({ ...take(), ...Object.fromEntries(stale) }) };
 }
 
 /** What KVM tells; the sabotage keeps quiet about the upper half of the lower range, in which there is nothing but the working set. */

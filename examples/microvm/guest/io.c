@@ -6,8 +6,9 @@
 #define OP_READ 2
 #define FLUSH_ONE_IN 64
 #define LOOK_EVERY_US 25000
-/* So many looks in a row that find a completion without an interrupt: one was lost. A pause makes no look. */
-#define LOOKS_UNTIL_LOST 20
+/* So many looks in a row that find a completion without an interrupt, two seconds of them: one was lost. A pause makes no look; a host that is busy
+ * takes its time to deliver one. */
+#define LOOKS_UNTIL_LOST 80
 #define BATCH 16
 #define TELEMETRY_EVERY_US 2000
 

@@ -215,7 +215,7 @@ export interface VmCounters {
  *
  * - a guest that starts here: `new Vm`, `connect`, `boot`, `armInterrupts`, `run`;
  * - one that comes from elsewhere: `new Vm`, `connect`, (memory and device state are loaded), `restore`, `armInterrupts`, `run`;
- * - leaving: `pause`, (the device is suspended), `save` or `saveSection`, and after commit `close`; after a rollback `run`.
+ * - leaving: `pause`, (the device is suspended), `save`, and after commit `close`; after a rollback `run`.
  */
 export class Vm {
   /** @throws where KVM refuses, or an option is out of range. */
@@ -285,9 +285,7 @@ export class Vm {
 
   /** Names of the sections, in the order in which they are restored. They depend on the number of vCPUs alone. */
   sectionNames(): string[];
-  /** One section; the VM must stand still. Each is versioned, and refused where its length or anything in it can't be. */
-  saveSection(name: string): Uint8Array;
-  /** All sections. */
+  /** All sections; the VM must stand still. Each is versioned, and refused where its length or anything in it can't be. */
   save(): Record<string, Uint8Array>;
   /**
    * Restores all sections, in their order whatever the order given. The VM must not have run. The TSC goes on from where it was, with the time that

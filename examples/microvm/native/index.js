@@ -73,12 +73,27 @@ export class Vm extends native.Vm {
     return this.#last ? this.#last.status.failure : (super.failure ?? undefined);
   }
 
+  /** In one piece, as each value that goes to or fro takes its time, and the guest waits. */
   save() {
-    return Object.fromEntries(this.sectionNames().map((name) => [name, this.saveSection(name)]));
+    const { lengths, bytes } = this.savePacked();
+    let end = 0;
+    return Object.fromEntries(this.sectionNames().map((name, n) => [name, bytes.subarray(end, (end += lengths[n]))]));
   }
 
   restore(sections) {
-    this.restoreList(Object.entries(sections).map(([name, bytes]) => ({ name, bytes })));
+    const all = Object.entries(sections);
+    const lengths = all.map(([, bytes]) => bytes.length);
+    const bytes = new Uint8Array(lengths.reduce((sum, length) => sum + length, 0));
+    let end = 0;
+    for (const [, section] of all) {
+      bytes.set(section, end);
+      end += section.length;
+    }
+    this.restorePacked(
+      all.map(([name]) => name),
+      lengths,
+      bytes,
+    );
   }
 
   status() {

@@ -1,10 +1,15 @@
 /** The VMM's own state in a migration: vCPUs, interrupt controllers, clock. Opaque to towline, which carries it by name. */
-import type { Sections } from 'towline';
+import type { Sections, SectionsTogether } from 'towline';
 import type { Vm } from '#native';
 
-/** Each is taken when towline asks for it: the vCPUs have stopped by then, and so has the device. */
-export function vcpuSections(vm: Vm): Record<string, () => Uint8Array> {
-  return Object.fromEntries(vm.sectionNames().map((name) => [name, () => vm.saveSection(name)]));
+/** What {@link vcpuSections} gives. */
+export interface VcpuSections extends SectionsTogether {
+  readonly take: () => Record<string, Uint8Array>;
+}
+
+/** They are taken when towline asks for them: the vCPUs have stopped by then, and so has the device. */
+export function vcpuSections(vm: Vm): VcpuSections {
+  return { names: vm.sectionNames(), take: () => vm.save() };
 }
 
 /** Interrupts of the device are handed to KVM only once there is an interrupt controller that takes them. */

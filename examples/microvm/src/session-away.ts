@@ -2,14 +2,15 @@
 import { MigrationSession, type DirtySource, type Harvest, type Journal } from 'towline';
 import type { Connection } from './connection.js';
 import type { Machine } from './machine.js';
+import type { VcpuSections } from './sections.js';
 
 /** What a VMM asks for. */
 export interface SessionAwayOptions {
   fence: Journal;
   /** Default: what KVM tells of the vCPUs. */
   dirtySources?: readonly DirtySource[];
-  /** How the vCPUs' state is taken, by name. */
-  sections: Readonly<Record<string, () => Uint8Array>>;
+  /** How the vCPUs' state is taken. */
+  sections: VcpuSections;
   /** The destination's RAM was never written. */
   freshDestination: boolean;
   /** Stops once no more pages than that are dirty, or after so many passes. */
@@ -39,7 +40,7 @@ export async function sessionAway(
     commit: 'caller',
     freshDestination: options.freshDestination,
     dirtySources: options.dirtySources ?? [vcpuDirty],
-    sections: Object.keys(options.sections),
+    sections: options.sections.names,
     ...(options.signal === undefined ? {} : { signal: options.signal }),
   });
   const times = { started: performance.now(), stopped: 0, held: 0 };
@@ -66,7 +67,7 @@ export async function sessionAway(
     options.onPass?.(passes, harvest.dirtyPages, harvest);
     await moveDirty();
     deviceState = (await session.saveState()).stateBytes;
-    for (const [name, take] of Object.entries(options.sections)) await session.sendSection(name, take());
+    await session.sendSections(options.sections.take());
     await wire.say('memory is complete');
     if ((await wire.hear()) !== 'memory is there') throw new Error('the destination has not all of RAM');
     await session.prepare();

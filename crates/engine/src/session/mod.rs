@@ -23,7 +23,7 @@ pub use destination::{
 };
 pub use pages_out::RoundStats;
 pub use source::{
-    CommitInfo, DirtySample, FinalStats, HarvestStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo,
+    CommitInfo, DirtySample, FinalStats, HarvestStats, Measured, OfferOutcome, PrecopyStats, PreparedInfo, SectionOut,
     SourceConfig, SourcePages, SourceSample, SourceSession, StateStats, Stopped,
 };
 pub use terms::{CheckpointMode, CommitBy, MemoryBy, Terms};

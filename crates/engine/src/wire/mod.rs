@@ -2,6 +2,8 @@
 
 mod receiver;
 mod sender;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use receiver::{LastWords, Receiver};
 pub(crate) use sender::Sender;

@@ -18,6 +18,8 @@ use crate::dialogue::{Digest, Message};
 use crate::error::{EngineError, LinkError};
 use crate::link::Link;
 
+/// The most that is held back.
+pub(super) const HELD_BYTES: usize = 256 << 10;
 /// Bytes of one frame of filler.
 const FILLER_BYTES: usize = 256 << 10;
 
@@ -37,6 +39,8 @@ pub(crate) struct Sender {
     broken: bool,
     /// Rehearsal: the next frame is lost on its way.
     lose_next: bool,
+    /// Frames that wait for others, so that they go in one write; see [`Sender::hold`].
+    held: Option<Vec<u8>>,
 }
 
 /// A new file at `path`, in place of what is there. A recording holds guest memory: it is nobody else's to read, not even who has
@@ -88,6 +92,36 @@ impl Sender {
             page_size: 4096,
             broken: false,
             lose_next: false,
+            held: None,
+        }
+    }
+
+    /// From here on frames of sections wait for each other, up to [`HELD_BYTES`], until [`Sender::let_go`] or a message: each write by itself
+    /// wakes the reader.
+    pub fn hold(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    /// What the reader is to have now, after all that was held.
+    fn at_once(
+        &mut self,
+        link: &mut dyn Link,
+        write: impl FnOnce(&mut Self, &mut dyn Link) -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        let holds = self.held.is_some();
+        self.let_go(link)?;
+        write(self, link)?;
+        if holds {
+            self.hold();
+        }
+        Ok(())
+    }
+
+    /// Sends what was held, and holds nothing any more.
+    pub fn let_go(&mut self, link: &mut dyn Link) -> Result<(), EngineError> {
+        match self.held.take() {
+            Some(held) if !held.is_empty() => self.send(link, &[&held], &[]),
+            _ => Ok(()),
         }
     }
 
@@ -122,7 +156,7 @@ impl Sender {
 
     pub fn message(&mut self, link: &mut dyn Link, message: &Message) -> Result<(), EngineError> {
         let json = message.encode()?;
-        self.opaque(link, FrameType::Dialogue, 0, &json)
+        self.at_once(link, |s, link| s.opaque(link, FrameType::Dialogue, 0, &json))
     }
 
     /// A message with `descriptors` beside its first byte. A recording has the message only.
@@ -134,9 +168,11 @@ impl Sender {
     ) -> Result<(), EngineError> {
         let json = message.encode()?;
         let crc = crc32c(0, &json);
-        let (header, raw) = self.header(FrameType::Dialogue.number(), 0, 0, json.len(), crc)?;
-        self.rules.opaque_received(&header, crc).map_err(stream_error)?;
-        self.write_with(link, &[&raw, &json], descriptors)
+        self.at_once(link, |s, link| {
+            let (header, raw) = s.header(FrameType::Dialogue.number(), 0, 0, json.len(), crc)?;
+            s.rules.opaque_received(&header, crc).map_err(stream_error)?;
+            s.write_with(link, &[&raw, &json], descriptors)
+        })
     }
 
     pub fn section_begin(
@@ -299,16 +335,33 @@ impl Sender {
                     .map_err(|source| EngineError::File { path: path.display().to_string(), source })?;
             }
         }
-        let mut slices = [IoSlice::new(&[]); 4];
-        let mut bytes = 0_u64;
-        for (slot, part) in slices.iter_mut().zip(std::iter::once(&head).chain(parts)) {
-            *slot = IoSlice::new(part);
-            bytes += part.len() as u64;
+        let bytes: usize = head.len() + parts.iter().map(|part| part.len()).sum::<usize>();
+        self.wire_bytes += bytes as u64;
+        if let Some(held) = &mut self.held {
+            if held.len().saturating_add(bytes) <= HELD_BYTES {
+                held.extend(std::iter::once(&head).chain(parts).flat_map(|part| part.iter()));
+                return Ok(());
+            }
+            let held = std::mem::take(held);
+            self.send(link, &[&held], &[])?;
         }
+        let all: Vec<&[u8]> = std::iter::once(head).chain(parts.iter().copied()).collect();
+        self.send(link, &all, descriptors)
+    }
+
+    fn send(
+        &mut self,
+        link: &mut dyn Link,
+        parts: &[&[u8]],
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), EngineError> {
+        if self.broken {
+            return Err(LinkError::Closed { peer: link.peer().to_owned() }.into());
+        }
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         self.broken = true;
         link.write_all_with(&mut slices, descriptors)?;
         self.broken = false;
-        self.wire_bytes += bytes;
         Ok(())
     }
 }

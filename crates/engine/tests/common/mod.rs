@@ -20,7 +20,7 @@ use towline_engine::journal::Journal;
 use towline_engine::link::{Address, Link, LinkOptions, Listener, connect};
 use towline_engine::session::{
     DestinationConfig, DestinationSession, DestinationTarget, FinalStats, FunctionOutcome, Incoming, MemoryBy,
-    NamedSource, Section, SessionFunction, SourceConfig, SourceSession, Terms,
+    NamedSource, Section, SectionOut, SessionFunction, SourceConfig, SourceSession, Terms,
 };
 use towline_linux::memory::{MappedMemory, memfd};
 use uuid::Uuid;
@@ -414,9 +414,9 @@ pub fn run_source(
         session.quiesce()?;
         session.stop()?;
         let stats = session.final_pass()?;
-        for (name, data) in sections {
-            session.send_section(name, data)?;
-        }
+        let all: Vec<SectionOut<'_>> =
+            sections.iter().map(|(name, data)| SectionOut { name, data, descriptors: &[] }).collect();
+        session.send_sections(&all)?;
         session.prepare()?;
         prepared();
         session.commit()?;

@@ -15,7 +15,7 @@ use towline_engine::faultpoints::FaultPoints;
 use towline_engine::session::{DestinationConfig, DestinationSession, DestinationTarget, Incoming, ReceiveProgress};
 
 use super::parts::{Parts, config_of, link_of, parts, points};
-use super::{Progress, Shared, outcomes_json, send_progress, timings_json};
+use super::{Progress, SectionFdJson, SectionJson, Shared, outcomes_json, send_progress, timings_json};
 use crate::fault::Fault;
 use crate::memory::GuestMemory;
 use crate::numbers::u64_of_json;
@@ -79,19 +79,13 @@ fn destination_config(parts: &Parts, cancel: &Cancel, points: &Arc<FaultPoints>)
     }
 }
 
-/// A descriptor that came with a section.
+/// The sections that came.
 #[napi(object)]
-pub struct SectionFd {
-    pub name: String,
-    pub fd: i32,
-}
-
-/// A section of the caller, as it came.
-#[napi(object)]
-pub struct ReceivedSection {
-    pub name: String,
+pub struct ReceivedSections {
+    /// Their layout, as JSON.
+    pub layout: String,
+    /// Their bytes, one after the other.
     pub bytes: Uint8Array,
-    pub fds: Vec<SectionFd>,
 }
 
 #[derive(Deserialize)]
@@ -187,24 +181,24 @@ impl NativeDestinationSession {
         })
     }
 
-    /// All sections, in the order in which they were offered; their descriptors are the caller's from then on.
+    /// All sections, in the order in which they were offered; their descriptors are the caller's from then on. In one piece: the guest waits, and
+    /// each value that JavaScript gets takes its time.
     #[napi]
-    pub fn take_sections(&self) -> napi::Result<Vec<ReceivedSection>> {
+    pub fn take_sections(&self) -> napi::Result<ReceivedSections> {
         Ok(self.shared.with(|r, _| {
-            let sections: Vec<_> = r.session.sections().iter().map(|s| (s.name.clone(), s.data.clone())).collect();
-            let taken: Result<Vec<_>, Fault> = sections
-                .into_iter()
-                .map(|(name, data)| {
-                    let fds = r.session.take_section_descriptors(&name)?;
-                    Ok((name, data, fds))
-                })
-                .collect();
+            let names: Vec<String> = r.session.sections().iter().map(|s| s.name.clone()).collect();
+            let fds: Result<Vec<_>, _> = names.iter().map(|name| r.session.take_section_descriptors(name)).collect();
             // Descriptors are let go of only once nothing can fail any more.
-            let given = |fds: Vec<(String, OwnedFd)>| {
-                fds.into_iter().map(|(name, fd)| SectionFd { name, fd: fd.into_raw_fd() }).collect()
-            };
-            let section = |(name, data, fds)| ReceivedSection { name, bytes: Uint8Array::new(data), fds: given(fds) };
-            Ok(taken?.into_iter().map(section).collect())
+            let fds = fds?;
+            let mut bytes = Vec::new();
+            let mut layout = Vec::new();
+            for (section, fds) in r.session.sections().iter().zip(fds) {
+                bytes.extend_from_slice(&section.data);
+                let own = |(name, fd): (String, OwnedFd)| SectionFdJson { name, fd: fd.into_raw_fd() };
+                let fds = fds.into_iter().map(own).collect();
+                layout.push(SectionJson { name: section.name.clone(), bytes: section.data.len(), fds });
+            }
+            Ok(ReceivedSections { layout: json!(layout).to_string(), bytes: Uint8Array::new(bytes) })
         })?)
     }
 

@@ -15,12 +15,12 @@ use towline_engine::dialogue::{AskOutcome, MAX_SECTION_DESCRIPTORS};
 use towline_engine::error::EngineError;
 use towline_engine::faultpoints::FaultPoints;
 use towline_engine::session::{
-    CheckpointMode, DirtySample, MemoryBy, RoundStats, SourceConfig, SourcePages, SourceSession,
+    CheckpointMode, DirtySample, MemoryBy, RoundStats, SectionOut, SourceConfig, SourcePages, SourceSession,
 };
 use uuid::Uuid;
 
 use super::parts::{ConfigJson, PAGE_SIZE_BYTES, Parts, config_of, link_of, parts, points};
-use super::{Progress, Shared, outcomes_json, send_progress, timings_json};
+use super::{Progress, SectionFdJson, SectionJson, Shared, outcomes_json, send_progress, timings_json};
 use crate::channel::Range;
 use crate::fault::Fault;
 use crate::numbers::u64_of_json;
@@ -35,31 +35,38 @@ fn round_json(stats: &RoundStats, total_wire_bytes: u64, dirtied: &[SourcePages]
     })
 }
 
-/// A section of the caller. `fds` are named by `fd_names`, in the same order, and stay the caller's.
-#[napi(object)]
-pub struct Section {
-    pub name: String,
-    pub bytes: Uint8Array,
-    pub fd_names: Vec<String>,
-    pub fds: Vec<i32>,
-}
-
 /// A section on its way to another thread: its descriptors may be closed here before they are sent.
 struct OwnedSection {
     name: String,
-    bytes: Vec<u8>,
+    bytes: std::ops::Range<usize>,
     fds: Vec<(String, OwnedFd)>,
 }
 
 impl OwnedSection {
-    fn of(Section { name, bytes, fd_names, fds }: Section) -> Result<Self, Fault> {
-        if fd_names.len() != fds.len() || fds.len() > MAX_SECTION_DESCRIPTORS {
+    fn of(SectionJson { name, bytes, fds }: SectionJson, at: usize) -> Result<Self, Fault> {
+        if fds.len() > MAX_SECTION_DESCRIPTORS {
             let what = format!("section {name} has more than {MAX_SECTION_DESCRIPTORS} descriptors");
             return Err(Fault::argument(what));
         }
-        let named = fd_names.into_iter().zip(fds);
-        let fds = named.map(|(of, fd)| duplicate(fd).map(|fd| (of, fd))).collect::<Result<Vec<_>, Fault>>()?;
-        Ok(Self { name, bytes: bytes.to_vec(), fds })
+        let own = |SectionFdJson { name, fd }| duplicate(fd).map(|fd| (name, fd));
+        let fds = fds.into_iter().map(own).collect::<Result<Vec<_>, Fault>>()?;
+        let end = at.checked_add(bytes).ok_or_else(|| Fault::argument("the sections are too long"))?;
+        Ok(Self { name, bytes: at..end, fds })
+    }
+
+    /// All that are in so many bytes, one after the other.
+    fn all(layout_json: &str, length: usize) -> Result<Vec<Self>, Fault> {
+        let layout: Vec<SectionJson> = serde_json::from_str(layout_json)
+            .map_err(|e| Fault::argument(format!("the sections have not their documented shape: {e}")))?;
+        let mut sections: Vec<Self> = Vec::with_capacity(layout.len());
+        for section in layout {
+            let at = sections.last().map_or(0, |s| s.bytes.end);
+            sections.push(Self::of(section, at)?);
+        }
+        match sections.last().map_or(0, |s| s.bytes.end) {
+            end if end == length => Ok(sections),
+            end => Err(Fault::argument(format!("the sections have {end} bytes, and {length} came"))),
+        }
     }
 }
 
@@ -319,14 +326,24 @@ impl NativeSourceSession {
 
     /// One after the other, without a turn of JavaScript between them: the guest waits.
     #[napi]
-    pub fn send_sections<'e>(&self, env: &'e Env, sections: Vec<Section>) -> napi::Result<Object<'e>> {
-        let sections = sections.into_iter().map(OwnedSection::of).collect::<Result<Vec<_>, Fault>>()?;
+    pub fn send_sections<'e>(&self, env: &'e Env, layout_json: String, bytes: Uint8Array) -> napi::Result<Object<'e>> {
+        let sections = OwnedSection::all(&layout_json, bytes.len())?;
+        let bytes = bytes.to_vec();
         self.step(env, "section", move |s, _| {
-            for OwnedSection { name, bytes, fds } in &sections {
-                let fds: Vec<(&str, BorrowedFd<'_>)> = fds.iter().map(|(of, fd)| (of.as_str(), fd.as_fd())).collect();
-                s.send_section_with(name, bytes, &fds)?;
-            }
-            Ok(())
+            let fds: Vec<Vec<(&str, BorrowedFd<'_>)>> = sections
+                .iter()
+                .map(|section| section.fds.iter().map(|(of, fd)| (of.as_str(), fd.as_fd())).collect())
+                .collect();
+            let all: Vec<SectionOut<'_>> = sections
+                .iter()
+                .zip(&fds)
+                .map(|(section, descriptors)| SectionOut {
+                    name: &section.name,
+                    data: bytes.get(section.bytes.clone()).unwrap_or_default(),
+                    descriptors,
+                })
+                .collect();
+            Ok(s.send_sections(&all)?)
         })
     }
 

@@ -123,9 +123,11 @@ pub struct Drained {
     pub next_seq: BigInt,
 }
 
+/// Sections, one after the other.
 #[napi(object)]
-pub struct Section {
-    pub name: String,
+pub struct Packed {
+    /// How many bytes each has.
+    pub lengths: Vec<u32>,
     pub bytes: Uint8Array,
 }
 
@@ -429,15 +431,25 @@ impl NativeVm {
         Ok(Id::all(self.vm()?.vcpus.len()).iter().map(Id::name).collect())
     }
 
+    /// All sections, in the order of their names. `index.js` makes a record of it.
     #[napi]
-    pub fn save_section(&self, name: String) -> Result<Uint8Array> {
-        Ok(self.vm()?.save_section(&name)?.into())
+    pub fn save_packed(&self) -> Result<Packed> {
+        let sections = self.vm()?.save()?;
+        let lengths = sections.iter().map(|(_, bytes)| bytes.len() as u32).collect();
+        Ok(Packed { lengths, bytes: sections.into_iter().flat_map(|(_, bytes)| bytes).collect::<Vec<u8>>().into() })
     }
 
-    /// `index.js` gives the record as a list.
+    /// What `index.js` has made of a record.
     #[napi]
-    pub fn restore_list(&self, sections: Vec<Section>) -> Result<()> {
-        let sections: Vec<_> = sections.into_iter().map(|s| (s.name, s.bytes.to_vec())).collect();
+    pub fn restore_packed(&self, names: Vec<String>, lengths: Vec<u32>, bytes: Uint8Array) -> Result<()> {
+        let mut rest: &[u8] = &bytes;
+        let mut sections = Vec::with_capacity(names.len());
+        for (name, length) in names.into_iter().zip(lengths) {
+            let (own, left) =
+                rest.split_at_checked(length as usize).ok_or_else(|| argument("the sections are too short"))?;
+            sections.push((name, own.to_vec()));
+            rest = left;
+        }
         Ok(self.vm()?.restore(&sections)?)
     }
 

@@ -13,16 +13,16 @@ const IOAPIC: u32 = 2;
 /// Of struct kvm_clock_data, what is the guest's: its clock. The rest is about the host that it was read on.
 const CLOCK_GUEST_BYTES: usize = 8;
 
-/// One section.
-pub fn save(vm: &Vm, name: &str) -> Result<Vec<u8>> {
-    let all = Id::all(vm.vcpus.len());
-    let id = all.iter().find(|id| id.name() == name);
-    let id = id.ok_or_else(|| Error::Argument(format!("there is no section {name}")))?;
-    let payload = match id.vcpu {
-        None => save_machine(vm, *id)?,
-        Some(n) => save_vcpu(vm, *id, vcpu(vm, n)?)?,
+/// All of them, by name.
+pub fn save(vm: &Vm) -> Result<Vec<(String, Vec<u8>)>> {
+    let one = |id: Id| {
+        let payload = match id.vcpu {
+            None => save_machine(vm, id)?,
+            Some(n) => save_vcpu(vm, id, vcpu(vm, n)?)?,
+        };
+        Ok((id.name(), id.wrap(&payload)))
     };
-    Ok(id.wrap(&payload))
+    Id::all(vm.vcpus.len()).into_iter().map(one).collect()
 }
 
 fn vcpu(vm: &Vm, n: usize) -> Result<&Vcpu> {

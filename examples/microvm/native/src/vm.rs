@@ -424,9 +424,9 @@ impl Vm {
     }
 
     /// See [`state`].
-    pub fn save_section(&self, name: &str) -> Result<Vec<u8>> {
+    pub fn save(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let _still = self.still()?;
-        state::save(self, name)
+        state::save(self)
     }
 
     /// See [`state`].

@@ -38,6 +38,17 @@ pub struct CommitInfo {
     pub peer_journal_ms: f64,
 }
 
+/// A section of the caller on its way.
+#[derive(Clone, Copy, Debug)]
+pub struct SectionOut<'a> {
+    /// The next one that was offered.
+    pub name: &'a str,
+    /// Its bytes.
+    pub data: &'a [u8],
+    /// Its descriptors, by name.
+    pub descriptors: &'a [(&'a str, BorrowedFd<'a>)],
+}
+
 impl SourceSession {
     /// Sends one of the caller's sections; all that were offered, in their order. At most [`MAX_SECTION_BYTES`] together.
     ///
@@ -46,6 +57,18 @@ impl SourceSession {
     /// has changed then. Those of the link.
     pub fn send_section(&mut self, name: &str, data: &[u8]) -> Result<(), EngineError> {
         self.send_section_with(name, data, &[])
+    }
+
+    /// Several of them, in few writes: each with its name, its bytes, and its descriptors as in [`SourceSession::send_section_with`].
+    ///
+    /// # Errors
+    /// As [`SourceSession::send_section_with`]; those before the one that it is about were sent.
+    pub fn send_sections(&mut self, sections: &[SectionOut<'_>]) -> Result<(), EngineError> {
+        self.expect("send_section", &[Step::Final])?;
+        self.sender.hold();
+        let sent = sections.iter().try_for_each(|s| self.send_section_with(s.name, s.data, s.descriptors));
+        let gone = if self.step == Step::Final { self.attempt(|s| s.sender.let_go(s.link.as_mut())) } else { Ok(()) };
+        sent.and(gone)
     }
 
     /// As [`SourceSession::send_section`], with file descriptors by name, which stay the caller's: where [`crate::session::Terms::descriptors`]

@@ -39,7 +39,7 @@ use crate::link::Link;
 use crate::pacer::Pacer;
 use crate::wire::{LastWords, MEMORY_CHANNEL, Receiver, Sender};
 
-pub use commit::{CommitInfo, PreparedInfo};
+pub use commit::{CommitInfo, PreparedInfo, SectionOut};
 pub use measure::Measured;
 pub use memory::HarvestStats;
 pub use sample::{DirtySample, SourcePages, SourceSample};
