@@ -26,6 +26,7 @@ mod subsystem;
 mod tenant;
 mod vfio;
 mod vfio_user;
+mod workers;
 
 /// The version of this library.
 #[napi_derive::napi]

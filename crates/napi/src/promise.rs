@@ -7,6 +7,7 @@ use napi::bindgen_prelude::{Object, ToNapiValue};
 use napi::{Env, JsDeferred};
 
 use crate::fault::Fault;
+use crate::workers::Workers;
 
 type Resolver<T> = Box<dyn FnOnce(Env) -> napi::Result<T>>;
 
@@ -20,16 +21,17 @@ fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T, Fault>) -> Result<T, 
     })
 }
 
-/// Runs `work` on a new thread; the promise settles with its result.
+static WORKERS: Workers = Workers::new();
+
+/// Runs `work` on a thread of its own; the promise settles with its result.
 pub fn run<'e, T, F>(env: &'e Env, what: &'static str, work: F) -> napi::Result<Object<'e>>
 where
     T: ToNapiValue + Send + 'static,
     F: FnOnce() -> Result<T, Fault> + Send + 'static,
 {
     let (deferred, promise): (JsDeferred<T, Resolver<T>>, Object<'e>) = env.create_deferred()?;
-    std::thread::Builder::new()
-        .name(format!("towline-{what}"))
-        .spawn(move || match guarded(what, work) {
+    WORKERS
+        .run(move || match guarded(what, work) {
             Ok(value) => deferred.resolve(Box::new(move |_| Ok(value))),
             Err(fault) => deferred.reject(fault.into()),
         })
