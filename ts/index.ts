@@ -131,5 +131,6 @@ export type {
 export type { SourceSession, SourceSessionState } from './migration/session-source.js';
 export type { ReceiveHalf, SendHalf } from './migration/session-stream.js';
 export { migrate } from './migration/source.js';
+export { warmUp } from './migration/warm-up.js';
 export type { DirtyBySource } from './migration/writers.js';
 export { version } from './version.js';

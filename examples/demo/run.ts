@@ -127,7 +127,7 @@ function line(
   const clean = io.lost === 0 && io.duplicated === 0 && io.corrupted === 0 && stalePages === 0 && owners === 1;
   const committed = report.outcome === 'committed';
   // Every page was compared, once, or nothing was moved.
-  const compared = !committed || finding.comparedPages === (scale.memoryMiB << 20) / 4096;
+  const compared = !committed || finding.comparedPages === scale.memoryMiB * 256;
   const stopped = !committed || !STOPPING.has(sabotage);
   return {
     kind,

@@ -18,6 +18,8 @@ export class HostProcess<Request, Event> {
   readonly #child: ChildProcess;
   readonly #waiting = new Map<number, Waiting>();
   #next = 1;
+  /** It has ended, and answers nothing any more. */
+  #ended: Error | undefined;
   /** Called for every progress event of the host's migration. */
   onEvent: (event: Event) => void = () => {};
   /** Called between the source's stop and the destination's start. */
@@ -29,13 +31,15 @@ export class HostProcess<Request, Event> {
     this.#child = fork(module, [name], { stdio: ['ignore', 'inherit', 'inherit', 'ipc', ...fds] });
     this.#child.on('message', (message) => this.#take(message as FromHost<Event>));
     this.#child.on('exit', (code, signal) => {
-      for (const { reject } of this.#waiting.values()) reject(new Error(`host ${name} ended (${signal ?? code})`));
+      this.#ended = new Error(`host ${name} ended (${signal ?? code})`);
+      for (const { reject } of this.#waiting.values()) reject(this.#ended);
       this.#waiting.clear();
     });
   }
 
   /** Asks the host to do something and waits for its answer. */
   call<T>(request: Request): Promise<T> {
+    if (this.#ended !== undefined) return Promise.reject(this.#ended);
     const id = this.#next++;
     return new Promise<T>((resolve, reject) => {
       this.#waiting.set(id, { resolve: (value) => resolve(value as T), reject });

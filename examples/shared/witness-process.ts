@@ -16,6 +16,7 @@ export interface Finding {
 /** The third process: it alone has both memories. */
 export class WitnessProcess {
   readonly #child: ChildProcess;
+  #ended = false;
   #waiting: { resolve: (value: unknown) => void; reject: (error: Error) => void } | undefined;
 
   constructor(memories: readonly [number, number], logs: readonly [number, number], namespacePath: string) {
@@ -29,7 +30,10 @@ export class WitnessProcess {
       if (error === undefined) waiting?.resolve(result);
       else waiting?.reject(new Error(`the witness: ${error}`));
     });
-    this.#child.on('exit', () => this.#waiting?.reject(new Error('the witness ended')));
+    this.#child.on('exit', () => {
+      this.#ended = true;
+      this.#waiting?.reject(new Error('the witness ended'));
+    });
   }
 
   /** Compares every page of both memories; nothing may run meanwhile. */
@@ -48,6 +52,10 @@ export class WitnessProcess {
 
   #call(command: string): Promise<unknown> {
     return new Promise((resolve, reject) => {
+      if (this.#ended) {
+        reject(new Error('the witness ended'));
+        return;
+      }
       this.#waiting = { resolve, reject };
       this.#child.send({ command });
     });

@@ -101,7 +101,10 @@ export class Output {
     }
     this.#process.stderr.write(`towline: ${fault.message} (${fault.code})\n`);
     this.#process.stderr.write(`  ${fault.mend}\n`);
-    const mismatches = (fault.details as { mismatches?: unknown } | undefined)?.mismatches;
+    // Of a migration that was rolled back they are the cause's.
+    const of = ({ details }: TowlineError) => (details as { mismatches?: unknown } | undefined)?.mismatches;
+    const { cause } = fault;
+    const mismatches = of(fault) ?? (cause instanceof TowlineError ? of(cause) : undefined);
     if (!Array.isArray(mismatches)) return;
     for (const { message, mend } of mismatches as { message: string; mend: string }[]) {
       this.#process.stderr.write(`  - ${message}\n    ${mend}\n`);

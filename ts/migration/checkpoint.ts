@@ -11,6 +11,7 @@ import { describeAll, openAll, refuseUnmigratable } from './describe.js';
 import { doubtOf } from './doubt.js';
 import { checkCallerSections, SourceExposures } from './exposures.js';
 import { faultsJson } from './faults.js';
+import type { ForecastNeeds } from './forecast.js';
 import { hook } from './hook.js';
 import { Migration } from './migration.js';
 import { functionList, type Functions } from './options.js';
@@ -36,6 +37,15 @@ interface Sealed {
   syncMs: number;
   journalMs: number;
 }
+
+/** What it would take where so much is left: nothing else about a file is forecast. */
+const needs = (leftMs: number): ForecastNeeds => ({
+  bandwidthBytesPerSecond: null,
+  dirtyBytesPerSecond: null,
+  maxDowntimeMs: leftMs * 1.25,
+  throttlePercent: null,
+  deviceDirtyBytesPerSecond: null,
+});
 
 /**
  * Writes the functions of one guest, its memory and the caller's sections to the file at `options.path`.
@@ -188,7 +198,8 @@ class CheckpointWriter {
       const action = leftMs <= maxDowntimeMs ? 'stop' : spent ? onNoConvergence : 'continue';
       this.events.push({ type: 'converge', session: this.id, action, why });
       if (action === 'stop') return;
-      if (action === 'give-up') throw new TowlineError('ERR_TOWLINE_NOT_CONVERGING', why);
+      if (action === 'give-up')
+        throw new TowlineError('ERR_TOWLINE_NOT_CONVERGING', why, { details: { needs: needs(leftMs) } });
     }
   }
 

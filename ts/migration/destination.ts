@@ -63,7 +63,15 @@ interface Received {
  * The result resolves once the functions run here. Whatever fails before leaves them reset and the source running.
  */
 export function receive(functions: Functions, options: ReceiveOptions): Migration {
-  const events = new EventQueue();
+  return start(functions, options, new EventQueue());
+}
+
+/** @internal As {@link receive}, and published nowhere. */
+export function receiveQuietly(functions: Functions, options: ReceiveOptions): Migration {
+  return start(functions, options, new EventQueue(true));
+}
+
+function start(functions: Functions, options: ReceiveOptions, events: EventQueue): Migration {
   const destination = new DestinationMigration(functionList(functions), options, events);
   return new Migration(
     '',

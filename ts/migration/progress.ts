@@ -63,9 +63,12 @@ export class EventQueue implements AsyncIterable<MigrationEvent> {
   #wake: (() => void) | undefined;
   #ended = false;
 
+  /** @param isQuiet of what nobody who watches migrations is to hear. */
+  constructor(private readonly isQuiet = false) {}
+
   /** Adds an event and publishes it. */
   push(event: MigrationEvent): void {
-    if (diagnostics.hasSubscribers) diagnostics.publish(event);
+    if (!this.isQuiet && diagnostics.hasSubscribers) diagnostics.publish(event);
     if (this.#ended) return;
     if (this.#waiting.length >= MOST_WAITING) {
       const oldest = this.#waiting.findIndex((e) => e.type === 'pages');

@@ -53,8 +53,16 @@ const knownCosts = (stopMs: readonly number[]) => ({ ...DOWNTIME_COSTS, stopMs, 
  * after it leaves them fenced and stopped, until {@link recover} knows.
  */
 export function migrate(functions: Functions, options: MigrateOptions): Migration {
+  return start(functions, options, new EventQueue());
+}
+
+/** @internal As {@link migrate}, and published nowhere. */
+export function migrateQuietly(functions: Functions, options: MigrateOptions): Migration {
+  return start(functions, options, new EventQueue(true));
+}
+
+function start(functions: Functions, options: MigrateOptions, events: EventQueue): Migration {
   const session = options.session ?? randomUUID();
-  const events = new EventQueue();
   const source = new SourceMigration(functionList(functions), options, session, events);
   return new Migration(
     session,
@@ -312,7 +320,9 @@ class SourceMigration {
       this.events.push({ type: 'converge', session: this.id, ...decision });
       if (decision.action === 'stop') return;
       if (decision.action === 'give-up') {
-        throw new TowlineError('ERR_TOWLINE_NOT_CONVERGING', decision.why, { details: { forecast } });
+        throw new TowlineError('ERR_TOWLINE_NOT_CONVERGING', decision.why, {
+          details: { forecast, needs: forecast.needs },
+        });
       }
     }
   }

@@ -181,7 +181,7 @@ export interface NativeVfioDevice {
    * Puts a section back, with an eventfd for each vector in order. After the guest's interrupt controller and the device's state, before
    * `running`. The descriptors stay the caller's.
    */
-  restoreExposure(section: Uint8Array, eventfds: number[]): Promise<void>;
+  restoreExposure(section: Uint8Array, index: number | null, eventfds: number[]): Promise<void>;
   reset(): Promise<void>;
   close(): void;
 }

@@ -144,6 +144,11 @@ fn checked_length(length: u32) -> Result<usize, Fault> {
     Ok(length as usize)
 }
 
+/// The caller may close its own before the kernel has them; -1 is none.
+fn eventfds_of(fds: &[i32]) -> Result<Vec<Option<OwnedFd>>, Fault> {
+    fds.iter().map(|fd| if *fd == -1 { Ok(None) } else { duplicate(*fd, "an eventfd").map(Some) }).collect()
+}
+
 #[napi]
 impl NativeVfioDevice {
     #[napi]
@@ -208,11 +213,7 @@ impl NativeVfioDevice {
             let message = format!("{} vectors at once; at most {MOST_VECTORS}", eventfds.len());
             return Err(Fault::new("ERR_TOWLINE_LIMIT", message).into());
         }
-        // The caller may close its own before the kernel has them.
-        let own: Vec<Option<OwnedFd>> = eventfds
-            .iter()
-            .map(|fd| if *fd == -1 { Ok(None) } else { duplicate(*fd, "an eventfd").map(Some) })
-            .collect::<Result<_, _>>()?;
+        let own = eventfds_of(&eventfds)?;
         self.work(env, "vfio-irqs", move |function| {
             let device = function.device();
             if own.is_empty() {
@@ -227,7 +228,7 @@ impl NativeVfioDevice {
     pub fn save_exposure<'e>(&self, env: &'e Env, index: Option<u32>, wired: Vec<bool>) -> napi::Result<Object<'e>> {
         let wiring = index.map(|index| Wiring { index, vectors: wired });
         self.work(env, "vfio-save-exposure", move |function| {
-            let port = VfioExposure::new(function.device(), Vec::new())?;
+            let port = VfioExposure::new(function.device(), None)?;
             Ok(Uint8Array::new(ExposureSection::save(&port, wiring)?.encode()))
         })
     }
@@ -237,6 +238,7 @@ impl NativeVfioDevice {
         &self,
         env: &'e Env,
         section: Uint8Array,
+        index: Option<u32>,
         eventfds: Vec<i32>,
     ) -> napi::Result<Object<'e>> {
         let section = ExposureSection::decode(&section).map_err(Fault::from)?;
@@ -244,9 +246,9 @@ impl NativeVfioDevice {
             let message = format!("{} eventfds; at most {MOST_VECTORS}", eventfds.len());
             return Err(Fault::new("ERR_TOWLINE_LIMIT", message).into());
         }
-        let own: Vec<OwnedFd> = eventfds.iter().map(|fd| duplicate(*fd, "an eventfd")).collect::<Result<_, _>>()?;
+        let own = eventfds_of(&eventfds)?;
         self.work(env, "vfio-restore-exposure", move |function| {
-            Ok(section.restore(&VfioExposure::new(function.device(), own)?)?)
+            Ok(section.restore(&VfioExposure::new(function.device(), index.map(|index| (index, own)))?)?)
         })
     }
 

@@ -95,6 +95,7 @@ impl Workers {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::collections::HashSet;
     use std::sync::Arc;

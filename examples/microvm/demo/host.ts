@@ -3,7 +3,7 @@
  * what the demo asks by IPC.
  */
 import { join } from 'node:path';
-import { GuestMemory, Journal, type ControlledFunction } from 'towline';
+import { GuestMemory, Journal, warmUp, type ControlledFunction } from 'towline';
 import { embedded, type EmbeddedSubsystem } from 'towline/rehearsal';
 import { serve } from '../../shared/host-process.js';
 import { Machine, showFunction, type MachineOptions } from '../src/machine.js';
@@ -63,6 +63,8 @@ class Host {
     const sizeBytes = BigInt(options.scale.namespaceMiB) << 20n;
     const subsystem = await embedded.open({ namespaces: [{ ...options.namespace, sizeBytes, shared: true }] });
     const journal = new Journal(join(options.directory, `journal-${options.hostTag}`));
+    // Of a VMM that has just begun the first stop would be longer than all others.
+    await warmUp();
     this.#opened = { options, subsystem, journal };
   }
 

@@ -70,7 +70,8 @@ export function lineOf(run: Run): DemoLine {
   const found = [io.lost, io.duplicated, io.corrupted, stalePages, memoryErrors, vcpuErrors, lostInterrupts, ioErrors];
   const clean = found.every((count) => count === 0) && owners === 1;
   // Every page was compared, once for each move that committed; those that were refused at the end had been compared as well.
-  const pages = (scale.memoryMiB << 20) / 4096;
+  // No shift: that would be of 32 bits.
+  const pages = scale.memoryMiB * 256;
   // RAM that is passed stays where it is.
   const moved = mode === 'same-host' ? 0 : run.committed;
   const compared = finding.comparedPages % pages === 0 && finding.comparedPages >= moved * pages;

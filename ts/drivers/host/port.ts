@@ -36,8 +36,8 @@ export interface DevlinkAttributes {
 export interface VfioConfig {
   /** The section of a stopped device. `index`: 0 INTx, 1 MSI, 2 MSI-X, `null` where nothing is wired; `wired`: which of its vectors are. */
   save(index: number | null, wired: readonly boolean[]): Promise<Uint8Array>;
-  /** Puts a section back, with an eventfd for each vector in order. */
-  restore(section: Uint8Array, eventfds: readonly number[]): Promise<void>;
+  /** Puts a section back. `index`: which is wired here, `null` for none; an eventfd for each of its vectors in order, -1 where there is none. */
+  restore(section: Uint8Array, index: number | null, eventfds: readonly number[]): Promise<void>;
   /** Wires eventfds to the vectors of `index` from 0 on; -1 leaves one out, an empty list disables the index. */
   setIrqs(index: number, eventfds: readonly number[]): Promise<void>;
 }
@@ -236,7 +236,8 @@ export class NativeHostPort implements HostPort {
         config: info.regions.some((region) => region.index === CONFIG_REGION)
           ? {
               save: (index, wired) => native(() => device.saveExposure(index, [...wired])),
-              restore: (section, eventfds) => native(() => device.restoreExposure(section, [...eventfds])),
+              restore: (section, index, eventfds) =>
+                native(() => device.restoreExposure(section, index, [...eventfds])),
               setIrqs: (index, eventfds) => native(() => device.setIrqs(index, 0, [...eventfds])),
             }
           : undefined,

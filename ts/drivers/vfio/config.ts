@@ -46,9 +46,8 @@ export function configState(device: OpenVfio, config: VfioConfig, wiring: () => 
     restore: async (section, { signal } = {}) => {
       throwIfAborted(signal);
       await checkStopped(device);
-      const eventfds: readonly number[] = wiring()?.eventfds ?? [];
-      const missing = eventfds.indexOf(-1);
-      await config.restore(section, missing < 0 ? eventfds : eventfds.slice(0, missing));
+      const { index, eventfds } = wiring() ?? { index: null, eventfds: [] };
+      await config.restore(section, index, eventfds);
     },
     // A function that was not taken over was reset, and its config space with it.
     forget: async () => undefined,

@@ -156,7 +156,7 @@ export class VfioHandle {
 
   /**
    * Wires eventfds to the vectors of an index from 0 on; -1 leaves one out, an empty list disables the index. They stay the caller's and have
-   * to stay open: after a migration they are wired anew.
+   * to stay open: a migration that comes here wires those that the source had wired. A device has one index wired at a time.
    * @throws TowlineError `ERR_TOWLINE_UNSUPPORTED` for a device without config space.
    */
   async setIrqs(index: number, eventfds: readonly number[]): Promise<void> {
@@ -165,7 +165,8 @@ export class VfioHandle {
       throw new TowlineError('ERR_TOWLINE_UNSUPPORTED', `the VFIO device ${this.name} has no interrupts of PCI`);
     }
     await config.setIrqs(index, eventfds);
-    this.#wiring = eventfds.length === 0 ? undefined : { index, eventfds: [...eventfds] };
+    if (eventfds.length > 0) this.#wiring = { index, eventfds: [...eventfds] };
+    else if (this.#wiring?.index === index) this.#wiring = undefined;
   }
 
   /** The open device. @throws TowlineError `ERR_TOWLINE_STATE` while it is not. */

@@ -78,7 +78,9 @@ pub fn section(address: &str, by: OpenBy) {
     let wiring = Wiring { index: 2, vectors: vec![true, false, true, true, false] };
     let wired: Vec<_> = events.iter().zip(&wiring.vectors).map(|(fd, wired)| wired.then(|| fd.as_fd())).collect();
     device.wire_irqs(2, 0, &wired).unwrap();
-    let port = VfioExposure::new(device, events).unwrap();
+    // None for what is not wired: holes are as they are.
+    let own = events.into_iter().zip(&wiring.vectors).map(|(fd, wired)| wired.then_some(fd)).collect();
+    let port = VfioExposure::new(device, Some((2, own))).unwrap();
     let section = ExposureSection::save(&port, Some(wiring)).unwrap();
     println!("# {section:x?}");
     assert_eq!(section.command & 6, 6);

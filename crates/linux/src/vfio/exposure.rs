@@ -285,16 +285,16 @@ impl ExposureSection {
 pub struct VfioExposure {
     device: Arc<VfioDevice>,
     config: Region,
-    eventfds: Vec<OwnedFd>,
+    wired: Option<(u32, Vec<Option<OwnedFd>>)>,
 }
 
 impl VfioExposure {
-    /// `eventfds`: one for each vector that may be wired, in their order.
+    /// `wired`: the interrupt index that is wired here, and the eventfd of each of its vectors, in their order, where there is one.
     ///
     /// # Errors
     /// What the kernel said.
-    pub fn new(device: &Arc<VfioDevice>, eventfds: Vec<OwnedFd>) -> Result<Self, ChannelError> {
-        Ok(Self { config: device.region(CONFIG_REGION)?, device: Arc::clone(device), eventfds })
+    pub fn new(device: &Arc<VfioDevice>, wired: Option<(u32, Vec<Option<OwnedFd>>)>) -> Result<Self, ChannelError> {
+        Ok(Self { config: device.region(CONFIG_REGION)?, device: Arc::clone(device), wired })
     }
 }
 
@@ -308,11 +308,21 @@ impl ExposurePort for VfioExposure {
     }
 
     fn wire(&self, index: u32, vectors: &[bool]) -> Result<(), ChannelError> {
+        let here: &[Option<OwnedFd>] = match &self.wired {
+            Some((wired, eventfds)) if *wired == index => eventfds,
+            _ => &[],
+        };
         let mut fds = Vec::with_capacity(vectors.len());
         for (n, wired) in vectors.iter().enumerate() {
-            let fd = self.eventfds.get(n).map(OwnedFd::as_fd);
+            let fd = here.get(n).and_then(Option::as_ref).map(OwnedFd::as_fd);
             if *wired && fd.is_none() {
-                let message = format!("vector {n} is to be wired, and there are {} eventfds", self.eventfds.len());
+                let what = self.wired.as_ref().map_or_else(
+                    || "nothing is wired here".to_owned(),
+                    |(other, eventfds)| format!("{} vectors of index {other} are wired here", eventfds.len()),
+                );
+                let message = format!(
+                    "vector {n} of interrupt index {index} is wired at the source, and has no eventfd here: {what}"
+                );
                 return Err(ChannelError::new(ChannelErrorKind::Limit, message));
             }
             fds.push(fd.filter(|_| *wired));

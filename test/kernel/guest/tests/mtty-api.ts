@@ -238,6 +238,9 @@ if (eventfds === undefined) {
       assert.deepEqual(came(), [1, 0]);
       // Without an eventfd for what the guest has in use, it would never hear of it there.
       await assert.rejects(move([from], [to]), { code: 'ERR_TOWLINE_ROLLED_BACK' });
+      await of(to).wireInterrupts(1 - index, [there]);
+      await assert.rejects(move([from], [to]), /index/);
+      await of(to).wireInterrupts(1 - index, []);
       assert.deepEqual([await kernelState(from), await kernelState(to)], ['running', 'running']);
       // INTx is masked as long as nobody has seen to it.
       await of(from).wireInterrupts(index, [here]);

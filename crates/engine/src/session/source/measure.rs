@@ -30,6 +30,15 @@ pub struct Measured {
     pub journal_sync_ms: f64,
 }
 
+/// Bytes a second of what was sent and, a round trip later, acknowledged. That round trip is none of the link's capacity; but a sample that is hardly
+/// longer than one tells nothing without it.
+fn carried(bytes: u64, elapsed: Duration, rtt_ms: f64, limit: Option<u64>) -> f64 {
+    let elapsed = elapsed.as_secs_f64();
+    let carried = bytes as f64 / (elapsed - rtt_ms / 1e3).max(elapsed / 2.0).max(1e-9);
+    // What was saved up before lets a short sample exceed the limit; the passes won't.
+    limit.map_or(carried, |limit| carried.min(limit as f64))
+}
+
 impl SourceSession {
     /// Measures the link, within the bandwidth limit of the passes, and, for `sample` (at most 10 s), the dirty rate. Once tracking runs, before the first pass.
     ///
@@ -54,9 +63,7 @@ impl SourceSession {
                 let (pacer, cancel) = (&mut s.pacer, &s.config.cancel);
                 s.sender.filler(s.link.as_mut(), probe_bytes, &mut |bytes| pacer.pace(bytes, cancel))?;
                 s.round_trip()?;
-                let carried = probe_bytes as f64 / begun.elapsed().as_secs_f64().max(1e-9);
-                // What was saved up before lets a short sample exceed the limit; the passes won't.
-                bandwidth_bytes_per_s.push(limit.map_or(carried, |l| carried.min(l as f64)));
+                bandwidth_bytes_per_s.push(carried(probe_bytes, begun.elapsed(), rtt_ms, limit));
                 s.config.cancel.sleep((sample / SAMPLES).saturating_sub(begun.elapsed()))?;
                 let bytes = sampler.window(s)?;
                 dirty_bytes_per_s.push(bytes as f64 / begun.elapsed().as_secs_f64().max(1e-9));
@@ -81,5 +88,21 @@ impl SourceSession {
     fn state_estimate(&mut self) -> u64 {
         let pending = self.config.functions.iter_mut().filter_map(|f| f.channel.pending().ok());
         pending.fold(0u64, |sum, p| sum.saturating_add(p.stop_copy_bytes.unwrap_or(0)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_round_trip_of_the_answer_is_not_the_links() {
+        let ms = Duration::from_millis;
+        assert_eq!(carried(1_000_000, ms(110), 10.0, None), 1e7);
+        // Nearly all of it was waiting: half of it counts at least.
+        assert_eq!(carried(1_000_000, ms(110), 109.0, None), 1_000_000.0 / 0.055);
+        assert_eq!(carried(1_000_000, ms(110), 500.0, None), 1_000_000.0 / 0.055);
+        assert_eq!(carried(1_000_000, ms(110), 10.0, Some(5_000_000)), 5e6);
+        assert!(carried(1_000_000, Duration::ZERO, 0.0, None).is_finite());
     }
 }
