@@ -20,7 +20,7 @@ use towline_engine::cancel::Cancel;
 use towline_engine::dialogue::{MAX_DESCRIPTORS, MAX_PASSED_REGIONS, MAX_SECTION_DESCRIPTORS, Mismatch};
 use towline_engine::error::{EngineError, LinkError};
 use towline_engine::link::{ByteSink, ByteSource, CallbackLink, Link};
-use towline_engine::session::{DestinationSession, MemoryBy, NamedSource, SourceSession, Terms};
+use towline_engine::session::{DestinationSession, MemoryBy, NamedSource, SectionOut, SourceSession, Terms};
 use towline_linux::memory::{MappedMemory, RegionOptions, memfd};
 use uuid::Uuid;
 
@@ -539,8 +539,10 @@ fn descriptors_have_limits_at_the_source() {
                 let refused = session.send_section_with("vcpu", b"x", wrong);
                 assert!(matches!(refused, Err(EngineError::Config { .. })), "{refused:?}");
             }
-            // Nothing has changed.
-            session.send_section_with("vcpu", b"x", &many[1..]).unwrap();
+            // Nothing has changed. Of several, those before a wrong one go.
+            let of = |name, descriptors| SectionOut { name, data: b"x", descriptors };
+            let refused = session.send_sections(&[of("vcpu", &many[1..]), of("stranger", &[])]);
+            assert!(matches!(refused, Err(EngineError::Config { .. })), "{refused:?}");
             session.send_section("empty", b"").unwrap();
             session.prepare().unwrap_err();
         },
