@@ -323,9 +323,7 @@ impl Sender {
         if std::mem::take(&mut self.lose_next) {
             return Ok(());
         }
-        if self.broken {
-            return Err(LinkError::Closed { peer: link.peer().to_owned() }.into());
-        }
+        self.whole(link)?;
         let head = if self.begun { None } else { Some(StreamHeader::new(self.session.into_bytes()).encode()) };
         self.begun = true;
         let head: &[u8] = head.as_ref().map_or(&[], |h| h.as_slice());
@@ -349,15 +347,18 @@ impl Sender {
         self.send(link, &all, descriptors)
     }
 
+    /// Refuses a link to which a write failed.
+    fn whole(&self, link: &dyn Link) -> Result<(), EngineError> {
+        if self.broken { Err(LinkError::Closed { peer: link.peer().to_owned() }.into()) } else { Ok(()) }
+    }
+
     fn send(
         &mut self,
         link: &mut dyn Link,
         parts: &[&[u8]],
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(), EngineError> {
-        if self.broken {
-            return Err(LinkError::Closed { peer: link.peer().to_owned() }.into());
-        }
+        self.whole(link)?;
         let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
         self.broken = true;
         link.write_all_with(&mut slices, descriptors)?;
