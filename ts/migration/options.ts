@@ -27,6 +27,7 @@ export type SectionContent =
 /** All sections by one call, where each call costs: names, in the order in which they are sent, and what gives exactly those. */
 export interface SectionsTogether {
   readonly names: readonly string[];
+  /** Called once. What it gives beside the names is left out. */
   readonly take: () => Readonly<Record<string, SectionContent>> | Promise<Readonly<Record<string, SectionContent>>>;
 }
 
