@@ -9,7 +9,7 @@
 // --verbose: shows the guests' consoles as they come, as it does on a terminal; otherwise a line as each suite begins and ends. What
 // the failed ones said stands after the table in any case.
 import { createWriteStream } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { isatty } from 'node:tty';
@@ -135,13 +135,14 @@ async function attempt(guestRootPath, boot, again = '') {
         const name = `${boot.name}${again}${role === 'alone' ? '' : `-${role}`}`;
         const command = guestCommand(guestRootPath, folder, boot, role);
         const tell = teller(name);
-        if (program?.isReady === false) return { console: '', problem: undefined, crashed: false, name };
+        if (program?.isReady === false) return { console: '', problem: undefined, stderr: '', crashed: false, name };
         const { heard, close } = keeper(`${name}.console`, options.verbose ? tell : progress(tell));
         const guest = await runGuest(command, bootSeconds(boot), heard, abort.signal);
         await close();
         if (guest.problem !== undefined) process.stderr.write(`${name}: ${guest.problem}\n`);
         // The other one of a pair would wait for it.
         if (!reached(guest.console).done) setTimeout(() => abort.abort(), 10_000).unref();
+        await writeFile(join(logs, `${name}.stderr`), guest.stderr);
         await run('cp', [join(folder, `kernel-${role}.log`), join(logs, `${name}.dmesg`)], { echo: 'hide' });
         return { ...guest, name };
       }),

@@ -63,13 +63,17 @@ export async function guestRoot() {
   return { problem: `the root file system could not be built: ${lastLine(built.stderr)}` };
 }
 
-/** What a program complained about first, in a few lines: QEMU prints its registers after that. @param {string} text */
-const firstLines = (text) =>
-  text
-    .split('\n')
-    .filter((line) => line.trim() !== '' && !line.includes('warning:'))
-    .slice(0, 3)
-    .join('; ');
+/** What QEMU or the C library says right before it aborts. */
+const lastWords = /assert|hardware error|corrupted|free\(\)|malloc/i;
+
+/**
+ * What QEMU complained about: the first lines, and what it aborted for. It prints its registers after that, which are left out.
+ * @param {string} text
+ */
+export function complaints(text) {
+  const lines = text.split('\n').filter((line) => line.trim() !== '' && !line.includes('warning:'));
+  return lines.filter((line, at) => at < 3 || lastWords.test(line)).join('; ');
+}
 
 /** QEMU's own end: a failed assertion, a wrong address; or as `timeout` tells it. @type {ReadonlySet<string | number | null>} */
 const crashes = new Set(['SIGABRT', 'SIGSEGV', 134, 139]);
@@ -165,7 +169,7 @@ export function guestCommand(guestRootPath, folder, { kernel, machine }, role) {
  * @param {number} seconds The longest it may take.
  * @param {(text: string) => void} [heard] Gets the console as it comes.
  * @param {AbortSignal} [signal] Ends it.
- * @returns {Promise<{ console: string, problem: string | undefined, crashed: boolean }>} `crashed`: QEMU itself did.
+ * @returns {Promise<{ console: string, problem: string | undefined, stderr: string, crashed: boolean }>} `crashed`: QEMU itself did.
  */
 export function runGuest({ args, env }, seconds, heard, signal) {
   return new Promise((resolve) => {
@@ -186,14 +190,15 @@ export function runGuest({ args, env }, seconds, heard, signal) {
     child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
     child.on('error', (error) => {
       cleanups.delete(cleanup);
-      resolve({ console, problem: String(error), crashed: false });
+      resolve({ console, problem: String(error), stderr, crashed: false });
     });
     child.on('close', (code, death) => {
       cleanups.delete(cleanup);
       const late = code === 124 || code === 137 ? `the guest did not end within ${seconds} s` : undefined;
       resolve({
         console,
-        problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code ?? death}: ${firstLines(stderr)}`),
+        problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code ?? death}: ${complaints(stderr)}`),
+        stderr,
         crashed: crashes.has(death) || crashes.has(code),
       });
     });

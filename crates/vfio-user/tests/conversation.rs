@@ -5,9 +5,13 @@ mod client;
 #[path = "client/rig.rs"]
 mod rig;
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use client::*;
 use rig::{Kind, MEMORY, Rig};
@@ -345,6 +349,50 @@ fn one_after_the_other_without_a_pause() {
         }
     }
     assert_eq!(rig.server.status().clients, 300);
+}
+
+/// Sends messages until nobody takes them, then reads to the end. Answers how that was.
+fn flood(socket: UnixStream) -> std::io::Result<()> {
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let asks = message(7, READ, 0, &le(&[(0, 8), (7, 4), (4, 4)])).repeat(64);
+    let refused = loop {
+        if let Err(error) = (&socket).write_all(&asks) {
+            break error;
+        }
+    };
+    // Whichever call is next is told of a reset.
+    if refused.kind() != std::io::ErrorKind::BrokenPipe {
+        return Err(refused);
+    }
+    std::io::copy(&mut &socket, &mut std::io::sink()).map(|_| ())
+}
+
+/// QEMU's client ends its guest where a connection ends with `ECONNRESET`, which the kernel says where something was left unread.
+#[test]
+fn whoever_is_sent_away_finds_the_end_of_the_stream() {
+    let flooding = |socket: UnixStream| thread::spawn(move || flood(socket));
+    for _ in 0..20 {
+        let rig = Rig::new(Kind::Vf);
+        let served = connect(&rig.socket);
+        (&served).write_all(&message(1, VERSION, 0, &le(&[(0, 2), (0, 2)]))).unwrap();
+        eventually("it is served", || rig.server.status().messages == 1);
+        let turned_away: Vec<_> = (0..4).map(|_| flooding(connect(&rig.socket))).collect();
+        for socket in turned_away {
+            socket.join().unwrap().expect("turned away");
+        }
+        let served = flooding(served);
+        eventually("its messages come in", || rig.server.status().messages > 1000);
+        rig.server.close();
+        served.join().unwrap().expect("served until the server was closed");
+        // Those whom nobody has accepted.
+        let listener = VfioUserListener::bind(&rig.socket).unwrap();
+        let waiting: Vec<_> = (0..4).map(|_| flooding(connect(&rig.socket))).collect();
+        thread::sleep(Duration::from_millis(1));
+        drop(listener);
+        for socket in waiting {
+            socket.join().unwrap().expect("not accepted");
+        }
+    }
 }
 
 /// What can be refused is refused before the function is taken from whoever uses it.

@@ -2,6 +2,7 @@
 // the guest asks for.
 import { once } from 'node:events';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 import { serveMailbox } from './mailbox.js';
 import { Qmp } from './qmp.js';
@@ -50,7 +51,11 @@ const served = serveMailbox(
     },
     kill: async () => {
       await ports();
+      // What the server leaves unread would end QEMU (test/kernel/README.md, traps): the guest says nothing while it is killed.
+      await qmp?.execute('stop');
+      await sleep(300);
       await server.kill();
+      await qmp?.execute('cont');
     },
     start: async () => server.start(),
   },

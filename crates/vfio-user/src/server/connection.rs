@@ -17,7 +17,7 @@ use super::queue::Queue;
 use crate::handover::{HandedConnection, HandoverError};
 use crate::peer::Peer;
 use crate::protocol::{MessageType, Version, command};
-use crate::socket::{Ended, Inbox, Message, Outbox};
+use crate::socket::{Ended, Inbox, Message, Outbox, dismiss};
 use crate::{ClientMemory, Interrupts};
 
 /// A client that is there, whether or not somebody reads what it sends.
@@ -157,7 +157,12 @@ impl Connection {
         self.memory.unmap_all();
     }
 
-    /// Ends a connection that nobody reads from.
+    /// Ends a connection after it was served, in a way that its client can tell from a fault.
+    pub(super) fn dismiss(self) {
+        dismiss(&self.socket);
+    }
+
+    /// Ends a connection that nobody reads from. Another process may have it: nothing is read, and nothing said to the client.
     pub(super) fn end(self, shared: &Shared) {
         self.let_go(shared);
         *shared.current() = None;

@@ -20,7 +20,7 @@ use self::connection::Connection;
 use crate::control::Control;
 use crate::handover::{Handed, Handover, HandoverError, system as handover_system};
 use crate::pci::PciFunction;
-use crate::socket::{Ended, PAUSE, Wake, wait_for_client};
+use crate::socket::{Ended, PAUSE, Wake, dismiss_waiting, wait_for_client};
 use crate::{ClientMemory, ExposureSection, Interrupts, SectionError};
 
 /// How long what a client has sent may take until it is done, before a migration goes on. Nothing of a stopped function takes long.
@@ -129,8 +129,10 @@ impl Shared {
     }
 }
 
-/// The name of a socket in the file system. Dropping it removes it, and no other file that is there meanwhile.
+/// A socket that listens, and its name in the file system. Dropping it removes the name, and no other file that is there meanwhile, and ends the
+/// connections of those who wait to be accepted.
 struct Name {
+    listener: Arc<OwnedFd>,
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
@@ -140,16 +142,19 @@ struct Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        if !self.left && lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity) {
+        if self.left {
+            return;
+        }
+        if lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.identity) {
             let _ = unlink(&self.path);
         }
+        dismiss_waiting(&self.listener);
     }
 }
 
 /// A socket on which nothing is served yet: who connects waits. It is had before a function is taken from whoever uses it, so that a path that
 /// can't be had costs nobody anything. Dropping it takes the socket away.
 pub struct VfioUserListener {
-    socket: OwnedFd,
     name: Name,
     wake: Arc<Wake>,
 }
@@ -165,7 +170,6 @@ pub struct VfioUserServer {
 /// What a server has until it is closed.
 struct Running {
     name: Name,
-    listener: Arc<OwnedFd>,
     /// `None` while it is handed over.
     thread: Option<JoinHandle<()>>,
 }
@@ -221,7 +225,7 @@ fn system<'a>(call: &'static str, path: &'a Path) -> impl Fn(Errno) -> ServerErr
 }
 
 /// A UNIX socket that listens at `path`, for its owner only.
-fn listening(path: &Path) -> Result<(OwnedFd, Name), ServerError> {
+fn listening(path: &Path) -> Result<Name, ServerError> {
     let failed = |call| system(call, path);
     let address = SocketAddrUnix::new(path).map_err(failed("socket address"))?;
     let new = || {
@@ -248,9 +252,10 @@ fn listening(path: &Path) -> Result<(OwnedFd, Name), ServerError> {
     fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("fchmod"))?;
     bind(&socket, &address).map_err(failed("bind"))?;
     let stat = lstat(path).map_err(failed("lstat"))?;
-    let name = Name { path: path.to_owned(), identity: (stat.st_dev, stat.st_ino), left: false };
-    listen(&socket, 4).map_err(failed("listen"))?;
-    Ok((socket, name))
+    let identity = (stat.st_dev, stat.st_ino);
+    let name = Name { listener: Arc::new(socket), path: path.to_owned(), identity, left: false };
+    listen(&name.listener, 4).map_err(failed("listen"))?;
+    Ok(name)
 }
 
 impl VfioUserListener {
@@ -260,8 +265,7 @@ impl VfioUserListener {
     /// [`ServerError`]; then nothing is there that was not before.
     pub fn bind(path: &Path) -> Result<Self, ServerError> {
         let wake = Arc::new(Wake::new().map_err(system("eventfd", path))?);
-        let (socket, name) = listening(path)?;
-        Ok(Self { socket, name, wake })
+        Ok(Self { name: listening(path)?, wake })
     }
 
     /// Serves `function` to who connects.
@@ -269,13 +273,13 @@ impl VfioUserListener {
     /// # Errors
     /// [`ServerError::System`] where no thread can be started; the socket is gone then.
     pub fn serve(self, function: Arc<dyn PciFunction>, options: ServerOptions) -> Result<VfioUserServer, ServerError> {
-        let Self { socket, name, wake } = self;
+        let Self { name, wake } = self;
         let path = name.path.clone();
-        let (shared, listener) = (Shared::new(function, options, wake), Arc::new(socket));
-        let thread = shared.start(&listener);
+        let shared = Shared::new(function, options, wake);
+        let thread = shared.start(&name.listener);
         let thread =
             thread.map_err(|source| ServerError::System { call: "start of a thread", path: path.clone(), source })?;
-        let running = Running { name, listener, thread: Some(thread) };
+        let running = Running { name, thread: Some(thread) };
         Ok(VfioUserServer { path, shared, running: Mutex::new(Some(running)) })
     }
 }
@@ -409,14 +413,15 @@ impl VfioUserServer {
     fn share(&self, running: &Running) -> Result<Handover, HandoverError> {
         let connection = self.shared.parked().as_ref().map(Connection::share).transpose()?;
         let (path, identity) = (self.path.clone(), running.name.identity);
-        Handed { path, identity, listener: Arc::clone(&running.listener), connection }.encode()
+        Handed { path, identity, listener: Arc::clone(&running.name.listener), connection }.encode()
     }
 
     fn go_on(&self, running: &mut Running) -> Result<(), HandoverError> {
         // The wish may have been heard meanwhile.
         if !self.shared.unpause() || running.thread.is_none() {
             drop(running.thread.take().map(JoinHandle::join));
-            running.thread = Some(self.shared.start(&running.listener).map_err(handover_system("start of a thread"))?);
+            running.thread =
+                Some(self.shared.start(&running.name.listener).map_err(handover_system("start of a thread"))?);
         }
         // From here on the name is ours to take away.
         running.name.left = false;
@@ -469,16 +474,16 @@ impl VfioUserServer {
             let connection = Connection::adopt(&shared, handed)?;
             *shared.parked() = Some(connection);
         }
-        let name = Name { path: path.clone(), identity, left: true };
-        Ok(Self { path, shared, running: Mutex::new(Some(Running { name, listener, thread: None })) })
+        let name = Name { listener, path: path.clone(), identity, left: true };
+        Ok(Self { path, shared, running: Mutex::new(Some(Running { name, thread: None })) })
     }
 
     /// Takes the socket away and ends the client's connection. On return the function does no DMA any more. Idempotent.
     pub fn close(&self) {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Running { name, thread, .. }) = running.take() else { return };
-        drop(name);
+        let Some(Running { name, thread }) = running.take() else { return };
         self.shared.stop.store(true, Ordering::Release);
+        drop(name);
         self.shared.wake.set();
         // A thread that panicked has nothing more to say; the function is then detached here.
         if thread.is_some_and(|thread| thread.join().is_err()) {
@@ -528,7 +533,7 @@ fn serve(shared: &Shared, listener: &OwnedFd) {
         }
         shared.note(&ended);
         // Its descriptors first; last, who sees that the client is gone finds everything settled.
-        drop(connection);
+        connection.dismiss();
         *shared.current() = None;
     }
 }
