@@ -239,6 +239,12 @@ fn uncertainty_of_independent_parts_adds_as_squares() {
     assert_eq!(samples, Estimate { mean: 2.0, variance: 1.0 });
     assert_eq!(Estimate::of_samples(&[]), Estimate::default());
     assert_eq!(Estimate::of_samples(&[5.0]), Estimate::exact(5.0));
+    // The prediction interval of a fourth value: 2 + 2.920 · 1 · √(1 + 1/3).
+    let next = Estimate::of_next(&[1.0, 2.0, 3.0, f64::NAN, -4.0]);
+    assert!((next.mean + 1.645 * next.variance.sqrt() - 5.3717).abs() < 1e-3, "{next:?}");
+    assert_eq!(Estimate::of_next(&[]), Estimate::default());
+    assert_eq!(Estimate::of_next(&[5.0]), Estimate { mean: 5.0, variance: 25.0 });
+    assert_eq!(Estimate::of_next(&[5.0; 9]), Estimate::exact(5.0));
 }
 
 #[test]

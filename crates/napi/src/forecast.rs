@@ -59,7 +59,7 @@ impl InputJson {
             state_bytes: Estimate::exact(self.state_bytes),
             save: device(self.save_ms),
             load: device(self.load_ms),
-            stop_ms: Estimate::of_samples(&self.stop_ms),
+            stop_ms: Estimate::of_next(&self.stop_ms),
             rtt_ms: self.rtt_ms,
             round_trips: self.round_trips,
             journal_sync_ms: self.journal_sync_ms,

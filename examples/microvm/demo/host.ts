@@ -3,11 +3,12 @@
  * what the demo asks by IPC.
  */
 import { join } from 'node:path';
-import { GuestMemory, Journal, warmUp, type ControlledFunction } from 'towline';
+import { GuestMemory, Journal, type ControlledFunction } from 'towline';
 import { embedded, type EmbeddedSubsystem } from 'towline/rehearsal';
 import { serve } from '../../shared/host-process.js';
 import { Machine, showFunction, type MachineOptions } from '../src/machine.js';
 import { ramRanges } from '../src/ram.js';
+import { warmUp } from '../src/warm-up.js';
 import { arrive, arriveFromFile, arriveHere, type Waiting } from './arrive.js';
 import { guestReport } from './guest-report.js';
 import { leave } from './leave.js';
@@ -64,7 +65,7 @@ class Host {
     const subsystem = await embedded.open({ namespaces: [{ ...options.namespace, sizeBytes, shared: true }] });
     const journal = new Journal(join(options.directory, `journal-${options.hostTag}`));
     // Of a VMM that has just begun the first stop would be longer than all others.
-    await warmUp();
+    await warmUp(LOG_FD);
     this.#opened = { options, subsystem, journal };
   }
 

@@ -3,6 +3,26 @@
 /// Larger inputs count as this. It exceeds every u64 and leaves room for squares and products within f64.
 const LARGEST: f64 = 1e20;
 
+/// The 95 % quantile of the normal distribution.
+pub(super) const Z95: f64 = 1.645;
+
+/// The 95 % quantile of Student's distribution, to 1 % (Abramowitz and Stegun, 26.7.5; the first two are known exactly).
+pub(super) fn student95(degrees: usize) -> f64 {
+    match degrees {
+        0 | 1 => 6.314,
+        2 => 2.920,
+        n => {
+            let n = n as f64;
+            let z = Z95;
+            let z3 = z * z * z;
+            let (z5, z7) = (z3 * z * z, z3 * z3 * z);
+            z + (z3 + z) / (4.0 * n)
+                + (5.0 * z5 + 16.0 * z3 + 3.0 * z) / (96.0 * n * n)
+                + (3.0 * z7 + 19.0 * z5 + 17.0 * z3 - 15.0 * z) / (384.0 * n * n * n)
+        }
+    }
+}
+
 /// `x` as a quantity: at least 0 and finite.
 pub(super) fn clean(x: f64) -> f64 {
     // A NaN fails the comparison.
@@ -72,6 +92,25 @@ pub(super) fn neg_ln_one_minus(u: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of a printed table.
+    #[test]
+    fn quantiles_of_students_distribution() {
+        let table = [
+            (1, 6.314),
+            (2, 2.920),
+            (3, 2.353),
+            (4, 2.132),
+            (5, 2.015),
+            (7, 1.895),
+            (10, 1.812),
+            (29, 1.699),
+            (120, 1.658),
+        ];
+        for (degrees, quantile) in table {
+            assert!((student95(degrees) / quantile - 1.0).abs() < 0.01, "{degrees}: {}", student95(degrees));
+        }
+    }
 
     #[test]
     fn agrees_with_the_standard_library() {

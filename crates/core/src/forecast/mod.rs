@@ -18,7 +18,8 @@
 //! p50 is the model at the means. For p95 the number of rounds is kept, each of bandwidth, the dirty rates, state size and what a stop
 //! takes is by itself made worse by one standard deviation (bandwidth down to no less than a tenth of its mean), and the
 //! increases of the downtime are added as independent errors: `p95 = p50 + 1.645 √(Δb² + Δr² + Δd² + Δs² + Δstop²)`. The 1.645 is the
-//! normal distribution's; a distribution with a heavy tail exceeds it more often. Without variances p95 equals p50.
+//! normal distribution's; a distribution with a heavy tail exceeds it more often. Without variances p95 equals p50. What a stop takes
+//! is known from a few stops only, so that its deviation is that of a prediction ([`Estimate::of_next`]).
 //!
 //! # What can be relied on
 //! Every number in a [`Forecast`] is finite and at least 0, whatever the input. All else being equal, more bandwidth never
@@ -69,6 +70,24 @@ impl Estimate {
         let mean = usable().sum::<f64>() / count;
         let squares: f64 = usable().map(|x| (x - mean) * (x - mean)).sum();
         Self { mean, variance: if count > 1.0 { squares / (count - 1.0) } else { 0.0 } }
+    }
+
+    /// What the next value may be, where `samples` are the earlier ones: their mean, and a variance that is as much larger than theirs as so
+    /// few tell too little. 1.645 deviations above the mean is the upper end of the prediction interval, `mean + t s √(1 + 1/n)` with the
+    /// 95 % quantile `t` of Student's distribution for n - 1 degrees of freedom. Of a single value it is assumed that it varies by as much as
+    /// it is. Without any: 0.
+    #[must_use]
+    pub fn of_next(samples: &[f64]) -> Self {
+        let Self { mean, variance } = Self::of_samples(samples);
+        let count = samples.iter().filter(|x| x.is_finite() && **x >= 0.0).count();
+        match count {
+            0 => Self::default(),
+            1 => Self { mean, variance: mean * mean },
+            n => {
+                let wider = math::student95(n - 1) / math::Z95;
+                Self { mean, variance: variance * (1.0 + 1.0 / n as f64) * wider * wider }
+            }
+        }
     }
 
     pub(crate) fn cleaned(self) -> Self {

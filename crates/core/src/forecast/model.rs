@@ -1,14 +1,12 @@
 //! Plays a migration through, round by round, at fixed rates.
 
-use super::math::{clean, sqrt};
+use super::math::{Z95, clean, sqrt};
 use super::{
     Convergence, DeviceCost, Downtime, Estimate, Forecast, ForecastInput, Hot, MAX_MS, MAX_ROUNDS, Writer, needs,
 };
 
 /// Below this nothing is sent: one byte in a thousand seconds.
 const LEAST_BANDWIDTH: f64 = 1e-3;
-/// One-sided 95 % quantile of the normal distribution.
-const Z95: f64 = 1.645;
 
 /// Where a migration stands.
 #[derive(Clone, Copy, Debug)]
