@@ -75,7 +75,10 @@ export interface ForecastNeeds {
   deviceDirtyBytesPerSecond: number | null;
 }
 
-/** A downtime in milliseconds: as likely exceeded as not, and exceeded one time in twenty. */
+/**
+ * A downtime in milliseconds: as likely exceeded as not, and exceeded one time in twenty. `p95` is the limit at least where the stop may come
+ * rounds earlier than expected, as nothing is known of how much memory is written over and over.
+ */
 export interface ForecastDowntime {
   p50: number;
   p95: number;

@@ -247,6 +247,46 @@ fn uncertainty_of_independent_parts_adds_as_squares() {
     assert_eq!(Estimate::of_next(&[5.0; 9]), Estimate::exact(5.0));
 }
 
+/// 18 MB are dirty after the first pass, 1.8 ms to be sent; or less, if they are written over and over.
+#[test]
+fn a_stream_over_an_unknown_working_set_may_end_it_earlier() {
+    let limits = |max_downtime_ms| Limits { max_downtime_ms, ..Limits::default() };
+    let two = ForecastInput { limits: limits(1.0), ..input() };
+    let forecast = two.forecast();
+    assert_eq!(forecast.rounds, 2);
+    assert!(forecast.downtime_ms.p50 < 0.01, "{forecast:?}");
+    assert_eq!(forecast.downtime_ms.p95, 1.0, "it may be anything that fits after the first");
+    // The same of a device.
+    let device = ForecastInput {
+        dirty_bytes_per_s: Estimate::exact(0.0),
+        device_dirty_bytes_per_s: two.dirty_bytes_per_s,
+        ..two
+    };
+    assert_eq!(device.forecast().downtime_ms, forecast.downtime_ms);
+    let certain = |input: ForecastInput| {
+        let Forecast { downtime_ms, .. } = input.forecast();
+        assert_eq!(downtime_ms.p95, downtime_ms.p50, "{input:?}");
+    };
+    // It ends after the first as it is; the working set is known; what is sent then is known.
+    certain(ForecastInput { limits: limits(5.0), ..two });
+    certain(ForecastInput { working_set_bytes: Some(GIB), ..two });
+    let mut after_one = Forecaster::new(two);
+    after_one.observe_round(RoundObserved {
+        bytes: 4 * GIB,
+        ms: 421.0,
+        dirtied_bytes: 18_000_000,
+        device_dirtied_bytes: 0,
+        interval_ms: 421.0,
+    });
+    let next = after_one.forecast();
+    assert_eq!(next.rounds, 2);
+    assert!(next.downtime_ms.p95 < 0.1, "{next:?}");
+    // Pages that are written all the time do not fit by themselves after the first.
+    let hot = Hot { bytes: 2e7, bytes_per_s: 1e8 };
+    let forecast = ForecastInput { hot, ..two }.forecast();
+    assert!(forecast.rounds == 2 && forecast.downtime_ms.p95 < 1.0, "{forecast:?}");
+}
+
 #[test]
 fn each_obstacle_and_what_mends_it() {
     let slow = |bandwidth: f64, dirty: f64| ForecastInput {

@@ -21,6 +21,9 @@
 //! normal distribution's; a distribution with a heavy tail exceeds it more often. Without variances p95 equals p50. What a stop takes
 //! is known from a few stops only, so that its deviation is that of a prediction ([`Estimate::of_next`]).
 //!
+//! A stream whose working set is not known may go over memory that is dirty already, and then the migration may stop rounds earlier than the
+//! model has it, at the first downtime that fits. Where that is possible, with a round or more still to come before, p95 is at least the limit.
+//!
 //! # What can be relied on
 //! Every number in a [`Forecast`] is finite and at least 0, whatever the input. All else being equal, more bandwidth never
 //! gives a longer total, a lower dirty rate never either, and neither turns a migration that converges into one that

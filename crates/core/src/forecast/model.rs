@@ -172,14 +172,31 @@ pub(super) fn forecast(input: &ForecastInput, from: Position) -> Forecast {
     } else {
         Convergence::Fails { obstacle: needs::obstacle(&rates, from, &played), needs: needs::needs(&rates, from) }
     };
+    let mut downtime_ms = downtime(input, &rates, from, played.rounds);
+    if played.fits && may_stop_earlier(&rates, from, played.rounds) {
+        downtime_ms.p95 = downtime_ms.p95.max(rates.max_downtime_ms.min(MAX_MS));
+    }
     // What misses only its time limit ends where the downtime fits; what never fits runs to its last round.
     Forecast {
         total_ms: played.total_ms(&rates),
-        downtime_ms: downtime(input, &rates, from, played.rounds),
+        downtime_ms,
         rounds: played.rounds,
         memory_bytes: played.sent.min(f64::MAX),
         convergence,
     }
+}
+
+/// Whether fewer rounds, but one at least, would do if streams went over memory that is dirty already. That can't be told of those whose
+/// working set is not known.
+fn may_stop_earlier(rates: &Rates, from: Position, rounds: u32) -> bool {
+    let unknown = |writer: Writer| writer.working_set_bytes.is_none() && writer.bytes_per_s > 0.0;
+    if rounds < from.rounds.saturating_add(2) || !(unknown(rates.others) || unknown(rates.device)) {
+        return false;
+    }
+    let least = |writer| if unknown(writer) { Writer { bytes_per_s: 0.0, ..writer } } else { writer };
+    let least = Rates { others: least(rates.others), device: least(rates.device), ..*rates };
+    let played = play(&least, from, rounds, None);
+    played.fits && played.rounds < rounds
 }
 
 /// The downtime after exactly `rounds` rounds, with its uncertainty as the module says.
