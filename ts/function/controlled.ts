@@ -163,6 +163,10 @@ export abstract class BaseFunction implements ControlledFunction {
     return this.#transferable().detach();
   }
 
+  async adoptExposure(handover: ExposureHandover): Promise<void> {
+    await this.#transferable().adopt(handover);
+  }
+
   async resumeExposure(): Promise<void> {
     await this.#transferable().resume();
   }
@@ -173,16 +177,16 @@ export abstract class BaseFunction implements ControlledFunction {
     await this.expose('none');
   }
 
-  #transferable(): Required<Pick<Visibility, 'detach' | 'resume' | 'surrender'>> {
+  #transferable(): Required<Pick<Visibility, 'detach' | 'adopt' | 'resume' | 'surrender'>> {
     const { visibility }: ControlledFunction = this;
     const how = visibility?.[this.#exposure];
-    const { detach, resume, surrender } = typeof how === 'object' ? how : ({} as Partial<Visibility>);
-    if (detach === undefined || resume === undefined || surrender === undefined) {
+    const { detach, adopt, resume, surrender } = typeof how === 'object' ? how : ({} as Partial<Visibility>);
+    if (detach === undefined || adopt === undefined || resume === undefined || surrender === undefined) {
       throw new TowlineError('ERR_TOWLINE_EXPOSURE', `exposure ${this.#exposure} can't be passed to another process`, {
         function: this.uuid,
       });
     }
-    return { detach, resume, surrender };
+    return { detach, adopt, resume, surrender };
   }
 
   migrate(options: MigrateOptions): Migration {

@@ -144,6 +144,11 @@ export interface ExposureState {
    */
   readonly format: string;
   /**
+   * Whether its connection can go to another process of this host: `possible` where {@link MigratableFunction.detachExposure} gives it, `awaited`
+   * where it was exposed for one to come, by {@link MigratableFunction.adoptExposure}. Left out where neither.
+   */
+  readonly handover?: 'possible' | 'awaited' | undefined;
+  /**
    * The section, of a function that has stopped, before its device state is read. What the guest asked of it before is part of the device
    * state then; what it asks from here on waits until the function runs again, and is lost with one that does not. At most 1 MiB.
    * @throws TowlineError `ERR_TOWLINE_STATE` where the function has not stopped.
@@ -155,7 +160,10 @@ export interface ExposureState {
    * @throws TowlineError `ERR_TOWLINE_BAD_STATE` for bytes that are damaged, of another version or another function's.
    */
   restore(section: Uint8Array, options?: WaitOptions): Promise<void>;
-  /** Undoes {@link ExposureState.restore}: the migration was rolled back. Idempotent, also where nothing was restored. */
+  /**
+   * Undoes {@link ExposureState.restore}: the migration was rolled back. A connection that was awaited, came and was not resumed is let go of,
+   * without a word to its client, and the next one is awaited. Idempotent, also where nothing was restored.
+   */
   forget(): Promise<void>;
 }
 
@@ -187,6 +195,26 @@ export interface MigratableFunction {
    * the same until its end.
    */
   readonly exposureState?: ExposureState | undefined;
+  /**
+   * Makes the exposure ready to be passed to another process of this host: nothing is read from its client any more, what the client sends waits.
+   * The function has stopped, and its {@link ExposureState.save} comes after this. Whatever fails leaves the client served here.
+   * @throws TowlineError `ERR_TOWLINE_EXPOSURE` where it can't be passed on, `ERR_TOWLINE_STATE` for a function that runs, `ERR_TOWLINE_BUSY` for a
+   * client in the middle of a message.
+   */
+  detachExposure?(): Promise<ExposureHandover>;
+  /**
+   * Takes the connection over for which the function was exposed, before {@link ExposureState.restore}. Its client is not served yet: see
+   * {@link MigratableFunction.resumeExposure}. The descriptors are duplicated. Where it fails the next one is awaited.
+   * @throws TowlineError `ERR_TOWLINE_EXPOSURE` where none is awaited, `ERR_TOWLINE_BAD_STATE` for one that is damaged or of another function.
+   */
+  adoptExposure?(handover: ExposureHandover): Promise<void>;
+  /**
+   * Serves the client again after {@link MigratableFunction.detachExposure}; or from now on after `expose` with a `handover`, or after
+   * {@link MigratableFunction.adoptExposure}, once the function runs.
+   */
+  resumeExposure?(): Promise<void>;
+  /** The other process serves the client: here the function is visible no more. */
+  surrenderExposure?(): Promise<void>;
   /** What a destination must match. */
   descriptor(options?: WaitOptions): Promise<FunctionDescriptor>;
   /** Every reason why it can't be migrated now, or copied where that is asked; empty where it can. */
@@ -232,9 +260,10 @@ export interface ExposeOptions extends WaitOptions {
   filter?: BarFilter | undefined;
   /**
    * Takes a `vfio-user` socket and its client over from another process, in place of making one. The client is not served yet: its function's
-   * state is loaded and what the exposure keeps restored, then {@link ControlledFunction.resumeExposure}. The descriptors are duplicated.
+   * state is loaded and what the exposure keeps restored, then {@link MigratableFunction.resumeExposure}. The descriptors are duplicated.
+   * `awaited`: it comes later, by {@link MigratableFunction.adoptExposure}, as `receive` does where the source has `exposureTransfer: 'pass'`.
    */
-  handover?: ExposureHandover | undefined;
+  handover?: ExposureHandover | 'awaited' | undefined;
 }
 
 /** How one exposure shows and hides one function. The driver that made the function knows. */
@@ -243,11 +272,13 @@ export interface Visibility {
   show(options?: ExposeOptions): Promise<void>;
   /** Hides it again. Idempotent. */
   hide(options?: WaitOptions): Promise<void>;
-  /** See {@link ControlledFunction.detachExposure}. Left out where the exposure can't be passed on. */
+  /** See {@link MigratableFunction.detachExposure}. Left out, with the three below, where the exposure can't be passed on. */
   detach?(): Promise<ExposureHandover>;
-  /** See {@link ControlledFunction.resumeExposure}. */
+  /** See {@link MigratableFunction.adoptExposure}. */
+  adopt?(handover: ExposureHandover): Promise<void>;
+  /** See {@link MigratableFunction.resumeExposure}. */
   resume?(): Promise<void>;
-  /** See {@link ControlledFunction.surrenderExposure}. */
+  /** See {@link MigratableFunction.surrenderExposure}. */
   surrender?(): Promise<void>;
 }
 
@@ -267,17 +298,6 @@ export interface ControlledFunction extends MigratableFunction {
   configure(config: FunctionConfig, options?: WaitOptions): Promise<void>;
   /** Makes it visible, or hides it again by `none`. */
   expose(exposure: ExposureName, options?: ExposeOptions): Promise<void>;
-  /**
-   * Makes the exposure ready to be passed to another process of this host: nothing is read from its client any more, what the client sends waits.
-   * The function has stopped, and its {@link ExposureState.save} comes after this. Whatever fails leaves the client served here.
-   * @throws TowlineError `ERR_TOWLINE_EXPOSURE` where it can't be passed on, `ERR_TOWLINE_STATE` for a function that runs, `ERR_TOWLINE_BUSY` for a
-   * client in the middle of a message.
-   */
-  detachExposure?(): Promise<ExposureHandover>;
-  /** Serves the client again after {@link ControlledFunction.detachExposure}; or from now on after `expose` with a `handover`. */
-  resumeExposure?(): Promise<void>;
-  /** The other process serves the client: here the function is visible no more. */
-  surrenderExposure?(): Promise<void>;
   /** Migrates it, and the guest memory in `options`, to where `options.to` says. As `migrate(fn, options)`. */
   migrate(options: MigrateOptions): Migration;
   /** Gives it back to the controlling function. Idempotent. */

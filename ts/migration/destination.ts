@@ -230,7 +230,7 @@ class DestinationMigration {
     await this.#clock.during('prepare', async () => {
       const taken = receivedSections(session);
       using fds = taken.fds;
-      const sections = this.#exposures.take(taken.sections);
+      const sections = this.#exposures.take(taken.sections, fds);
       const { restoreSections } = this.options;
       if (restoreSections) await hook('restoreSections', () => restoreSections(sections, fds));
       // After the caller's: its interrupt controller has to be there before interrupts are wired to it.
@@ -246,9 +246,14 @@ class DestinationMigration {
     this.#clock.add('commit', -commit.journalMs);
     await this.#clock.during('resume', async () => {
       try {
-        await native(() => session.resume());
+        try {
+          await native(() => session.resume());
+        } finally {
+          // Also of a function that does not start: it is ours all the same, and nobody else serves its client.
+          await this.#exposures.resume();
+        }
       } finally {
-        // A function that does not start is told to the source as well: it is ours all the same.
+        // What went wrong is told to the source as well.
         await native(() => session.running());
       }
     });

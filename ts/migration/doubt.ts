@@ -10,14 +10,17 @@ import { Journal, type Verdict } from './journal.js';
 export interface Doubt {
   /** The session that left it so. */
   readonly session: string;
+  /** Its exposure's connection was passed on: `recover` resumes it here, or leaves it to the destination. */
+  readonly detached?: boolean;
   /** Whether the fence says otherwise by now. A fence that can't be read has settled nothing. */
   settled(): Promise<boolean>;
 }
 
 /** The doubt that a session left, as its own fence tells it. */
-export function doubtOf(session: string, fence: Fence | Journal): Doubt {
+export function doubtOf(session: string, fence: Fence | Journal, detached = false): Doubt {
   return {
     session,
+    detached,
     settled: async () => {
       try {
         if (fence instanceof Journal) {
@@ -67,6 +70,8 @@ export async function settle(fn: MigratableFunction, verdict: Verdict): Promise<
   });
   try {
     if (verdict === 'resume-source') {
+      // First: a function that runs may wait for its client.
+      if (fn.doubt?.detached === true) await fn.resumeExposure?.();
       await fn.channel().setState('running');
       // Tracking that goes on costs the function speed. Where it can't be stopped, the next start says so.
       for (const source of fn.dirtySources()) await source.stop().catch(() => undefined);
@@ -74,6 +79,7 @@ export async function settle(fn: MigratableFunction, verdict: Verdict): Promise<
       return done('resumed');
     }
     if (verdict === 'released') {
+      if (fn.doubt?.detached === true) await fn.surrenderExposure?.();
       await fn.release?.();
       fn.setDoubt?.(undefined);
       return done('released');

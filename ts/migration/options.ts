@@ -61,6 +61,14 @@ export interface MigrateOptions extends SideOptions {
    * may write it once the sections are taken, unless it was rolled back. After the commit this process closes it.
    */
   memoryTransfer?: 'copy' | 'pass';
+  /**
+   * How what exposures show gets there. `state`, the default, sends what they keep of the functions; a client connects to the destination by itself.
+   * `pass` is for another process of the same user on this host, over `unix:///path`: the sockets go along with the client that is connected,
+   * its memory and its eventfds, and the client notices no more than a pause. At the destination the functions were exposed with
+   * `handover: 'awaited'`. At most 62 ranges of memory with files and eventfds together, a function. Functions that have no exposure have
+   * none there either.
+   */
+  exposureTransfer?: 'state' | 'pass';
   policy?: MigrationPolicy;
   /** Dirty sources besides the functions' own and the memory's marked pages: vCPUs, other processes. */
   dirtySources?: readonly DirtySource[];

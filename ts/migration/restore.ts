@@ -123,9 +123,9 @@ class CheckpointRestorer {
     this.#report.rounds = received.rounds;
     await this.#phase('prepare', async () => {
       const taken = receivedSections(session);
-      using _none = taken.fds;
+      using fds = taken.fds;
       const here = Object.entries(taken.sections).map(([name, bytes]) => [this.#nameHere(name), bytes] as const);
-      const sections = this.#exposures.take(Object.fromEntries(here));
+      const sections = this.#exposures.take(Object.fromEntries(here), fds);
       const { restoreSections } = this.options;
       if (restoreSections) await hook('restoreSections', () => restoreSections(sections));
       // After the caller's: its interrupt controller has to be there before interrupts are wired to it.

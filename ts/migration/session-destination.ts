@@ -201,10 +201,10 @@ export class DestinationSession implements AsyncDisposable {
   async receive(options?: WaitOptions): Promise<{ stateBytes: number; sections: Sections }> {
     return this.#step('receive', 'loaded', options, async () => {
       const received = JSON.parse(await native(() => this.#native.receive())) as { stateBytes: number };
-      const { sections, fds } = receivedSections(this.#native);
+      const taken = receivedSections(this.#native);
       // The caller's own stream carries none.
-      fds[Symbol.dispose]();
-      return { stateBytes: received.stateBytes, sections: this.#exposures.take(sections) };
+      using fds = taken.fds;
+      return { stateBytes: received.stateBytes, sections: this.#exposures.take(taken.sections, fds) };
     });
   }
 

@@ -127,7 +127,7 @@ class SourceMigration {
       checkCallerSections(sectionNames(this.options.sections));
       await refuseUnmigratable(this.functions);
       await openAll(this.functions, { signal: this.options.signal });
-      this.#exposures = new SourceExposures(this.functions);
+      this.#exposures = new SourceExposures(this.functions, this.#passingExposures);
       link = await this.#link();
       parts = new SessionParts({
         functions: this.functions,
@@ -146,9 +146,14 @@ class SourceMigration {
     } finally {
       await this.#converge.lift();
       this.#session?.close();
+      this.#exposures?.close();
       link?.end();
       parts?.close();
     }
+  }
+
+  get #passingExposures(): boolean {
+    return this.options.exposureTransfer === 'pass';
   }
 
   #extraDirty(): readonly DirtySource[] {
@@ -193,7 +198,12 @@ class SourceMigration {
     const memory = this.#passing ? 'passed' : 'engine';
     return JSON.stringify({
       session: this.id,
-      terms: { memory, commit: 'session', duplex: true, descriptors: this.options.sectionFds ?? false },
+      terms: {
+        memory,
+        commit: 'session',
+        duplex: true,
+        descriptors: this.options.sectionFds === true || this.#passingExposures,
+      },
       bandwidthBytesPerSecond: this.#policy.bandwidthBytesPerSecond ?? null,
       idleTimeoutMs: this.options.linkTimeoutMs ?? DEFAULT_LINK_TIMEOUT_MS,
       recordPath: this.options.record ?? null,
@@ -405,6 +415,10 @@ class SourceMigration {
         failures.push(failure);
       }
     };
+    // Before they run again: a function may wait for its client then, and what stops its tracking waits for the function.
+    await attempt(async () => {
+      if (this.#session && nativeSync(() => this.#session?.mayAbort())) await this.#exposures?.resume();
+    });
     // After a mismatch the session is over already, and nothing was touched.
     const over = this.#report.mismatches.length > 0;
     if (this.#session && !over) await attempt(() => native(() => this.#session?.abort(cause.message)));
@@ -426,6 +440,8 @@ class SourceMigration {
   }
 
   async #release(session: NativeSourceSession): Promise<void> {
+    // First: whatever fails after this must not end connections that are the destination's by now.
+    await this.#exposures?.surrender();
     await this.#converge.lift();
     await native(() => session.release());
     if (this.options.release === false) return;
@@ -444,7 +460,8 @@ class SourceMigration {
   }
 
   #doubt(cause: TowlineError): MigrationReport {
-    for (const fn of this.functions) fn.setDoubt?.(doubtOf(this.id, this.options.fence));
+    const { fence } = this.options;
+    for (const fn of this.functions) fn.setDoubt?.(doubtOf(this.id, fence, this.#exposures?.detached(fn)));
     this.events.push({ type: 'in-doubt', session: this.id, why: cause.message });
     const report = this.#finish('in-doubt', cause.message);
     throw new TowlineError(

@@ -6,7 +6,7 @@
  * with the shapes given here, since each is asked for once a phase, not once a page. `bigint` for 64-bit addresses and lengths.
  */
 import type { NativeDirtyBinding } from './dirty-binding.js';
-import type { NativeHost, NativeVfioUserOptions, NativeVfioUserServer } from './host-binding.js';
+import type { NativeHost, NativeVfioUserOptions, NativeVfioUserServer, NativeVfioUserVacancy } from './host-binding.js';
 
 /** What native code tells of a failure. */
 export interface NativeFault {
@@ -227,13 +227,8 @@ export interface NativeSubsystem {
    * Serves a controller on a vfio-user socket. The controlling one too, whose own admin queue the guest then has: admin() ends.
    */
   exposeVfioUser(cntlid: number, path: string, options: NativeVfioUserOptions): Promise<NativeVfioUserServer>;
-  /** Takes over what `detach` of another process's server gave; the descriptors are duplicated. Nothing is read before `resume`. */
-  adoptVfioUser(
-    cntlid: number,
-    fds: readonly number[],
-    bytes: Uint8Array,
-    options: NativeVfioUserOptions,
-  ): Promise<NativeVfioUserServer>;
+  /** Takes a controller for a socket that comes from another process. */
+  awaitVfioUser(cntlid: number, options: NativeVfioUserOptions): Promise<NativeVfioUserVacancy>;
   close(): Promise<void>;
 }
 
@@ -342,6 +337,8 @@ export interface NativeSourceSession {
   abort(reason: string): Promise<string>;
   /** For a `MigrationSession` whose caller moves its memory: dirty runs, taken and forgotten. */
   takeDirtyRuns(maxPages: number): Promise<NativeRange[]>;
+  /** Whether `abort` may give up: no destination can own the functions. Between steps. */
+  mayAbort(): boolean;
   /** False where it is too late: the intent, or the commit, is being made durable or is. */
   cancel(): boolean;
   /** Whether a rehearsed fault has really happened: one that never did proves nothing. */

@@ -202,6 +202,19 @@ export interface NativeHandover {
   bytes: Uint8Array;
 }
 
+/** A function that waits for its vfio-user socket. */
+export interface NativeVfioUserVacancy {
+  /** As that of the server that it will be. */
+  sectionFormat(): string | null;
+  /**
+   * Takes over what `detach` of another process's server gave; the descriptors are duplicated. Before the function's section is restored. Nothing is
+   * read before `resume`. Where it fails the function waits still, and is as after a reset.
+   */
+  adopt(fds: readonly number[], bytes: Uint8Array): Promise<NativeVfioUserServer>;
+  /** Nothing waits any more, unless a socket came. Idempotent. */
+  close(): void;
+}
+
 /** A vfio-user socket that serves one function. */
 export interface NativeVfioUserServer {
   /** {path, connected, clients, dmaRegions, messageRegions, interrupts, messages, lastError} */
@@ -218,7 +231,7 @@ export interface NativeVfioUserServer {
   forgetSection(): Promise<void>;
   /** Stops reading, for another process to go on. The descriptors are the caller's to close. The function has stopped, its section was not taken yet. */
   detach(): Promise<NativeHandover>;
-  /** Goes on after `detach`, or begins after `adoptVfioUser`. */
+  /** Goes on after `detach`, or begins after `adopt`. */
   resume(): Promise<void>;
   /** Another process has it: nothing of it is left here. */
   surrender(): Promise<void>;

@@ -11,6 +11,7 @@ use serde_json::json;
 use towline_core::bar::Filter;
 use towline_nvme::model::{CONTROLLING_CNTLID, Subsystem};
 use towline_vfio_user::nvme::{NvmeFunction, NvmeFunctionError, NvmeFunctionOptions};
+use towline_vfio_user::pci::PciFunction;
 use towline_vfio_user::{
     Handover, HandoverError, MAX_HANDOVER_BYTES, MAX_HANDOVER_FDS, SectionError, ServerError, ServerOptions,
     VfioUserListener, VfioUserServer,
@@ -185,12 +186,10 @@ impl NativeSubsystem {
 #[napi]
 impl NativeSubsystem {
     #[napi]
-    pub fn adopt_vfio_user<'e>(
+    pub fn await_vfio_user<'e>(
         &self,
         env: &'e Env,
         cntlid: u32,
-        fds: Vec<i32>,
-        bytes: Uint8Array,
         options: NativeVfioUserOptions,
     ) -> napi::Result<Object<'e>> {
         let cntlid = cntlid_of(cntlid)?;
@@ -198,27 +197,61 @@ impl NativeSubsystem {
             let message = "a controlling function is not handed over: it is never migrated";
             return Err(Fault::new("ERR_TOWLINE_UNSUPPORTED", message).into());
         }
+        let (function_options, options) = options.split()?;
+        let inner = self.shared();
+        run(env, "vfio-user-await", move || {
+            let subsystem = take(&inner, cntlid)?;
+            let function = NvmeFunction::new(&subsystem, cntlid, &function_options)
+                .inspect_err(|_| forget(&inner, cntlid, None))?;
+            Ok(NativeVfioUserVacancy { function: Arc::new(function), options, cntlid, inner })
+        })
+    }
+}
+
+/// See `NativeVfioUserVacancy` in `ts/native/host-binding.ts`.
+#[napi]
+pub struct NativeVfioUserVacancy {
+    function: Arc<NvmeFunction>,
+    options: ServerOptions,
+    cntlid: u16,
+    inner: SharedInner,
+}
+
+#[napi]
+impl NativeVfioUserVacancy {
+    #[napi]
+    pub fn section_format(&self) -> Option<String> {
+        self.function.section_format()
+    }
+
+    #[napi]
+    pub fn adopt<'e>(&self, env: &'e Env, fds: Vec<i32>, bytes: Uint8Array) -> napi::Result<Object<'e>> {
         if fds.len() > MAX_HANDOVER_FDS || bytes.len() > MAX_HANDOVER_BYTES {
             let message = format!("a hand-over of {} descriptors and {} bytes", fds.len(), bytes.len());
             return Err(Fault::new("ERR_TOWLINE_LIMIT", message).into());
         }
         let fds = fds.into_iter().map(|fd| duplicate(fd, "a descriptor")).collect::<Result<Vec<_>, _>>()?;
         let handover = Handover { fds, bytes: bytes.to_vec() };
-        let (function_options, server_options) = options.split()?;
-        let inner = self.shared();
+        let (function, options, cntlid, inner) = (self.function.clone(), self.options, self.cntlid, self.inner.clone());
         run(env, "vfio-user-adopt", move || {
-            let subsystem = take(&inner, cntlid)?;
-            let start = || -> Result<Arc<VfioUserServer>, Fault> {
-                let function = NvmeFunction::new(&subsystem, cntlid, &function_options)?;
-                let server = Arc::new(VfioUserServer::adopt(handover, Arc::new(function), server_options)?);
-                let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
-                let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
-                open.exposed.insert(cntlid, Some(server.clone()));
-                Ok(server)
-            };
-            let server = start().inspect_err(|_| forget(&inner, cntlid, None))?;
+            // Held throughout: two would have one function.
+            let mut guard = inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let open = guard.as_mut().ok_or_else(|| Fault::closed(WHAT))?;
+            if !matches!(open.exposed.get(&cntlid), Some(None)) {
+                let message = "it awaits no connection: it has one, or was hidden";
+                return Err(Fault::new("ERR_TOWLINE_STATE", message));
+            }
+            let server = Arc::new(VfioUserServer::adopt(handover, function, options)?);
+            open.exposed.insert(cntlid, Some(server.clone()));
+            drop(guard);
             Ok(NativeVfioUserServer { server, cntlid, inner })
         })
+    }
+
+    /// Nothing waits any more, unless a connection came. Idempotent.
+    #[napi]
+    pub fn close(&self) {
+        forget(&self.inner, self.cntlid, None);
     }
 }
 

@@ -4,11 +4,17 @@
 import { resolve } from 'node:path';
 import { throwIfAborted } from '../../abort.js';
 import { native, nativeSync, TowlineError } from '../../errors.js';
-import type { ExposureName, ExposeOptions, ExposureState, Visibility } from '../../function/types.js';
+import type { ExposureHandover, ExposureName, ExposeOptions, ExposureState, Visibility } from '../../function/types.js';
 import type { EmbeddedController, NativeSubsystem } from '../../native/binding.js';
-import type { NativeVfioUserServer } from '../../native/host-binding.js';
+import type { NativeVfioUserOptions, NativeVfioUserServer, NativeVfioUserVacancy } from '../../native/host-binding.js';
 import { NativeNvmeAdmin } from '../nvme/admin.js';
 import type { NvmeBackend, NvmeControllerInfo } from '../nvme/backend.js';
+
+/** A controller on a socket, or one that waits for a socket of another process. */
+type Served =
+  /** `awaited`: it came for a function that waited, was so served, and is not resumed yet. */
+  | { readonly server: NativeVfioUserServer; awaited?: NativeVfioUserOptions | undefined }
+  | { readonly vacancy: NativeVfioUserVacancy; readonly options: NativeVfioUserOptions };
 
 /** See {@link NvmeBackend}. */
 export class EmbeddedBackend implements NvmeBackend {
@@ -17,7 +23,7 @@ export class EmbeddedBackend implements NvmeBackend {
   readonly limits: { readonly vf: number; readonly siov: number };
   readonly #subsystem: NativeSubsystem;
   readonly #closed: () => Promise<void>;
-  readonly #servers = new Map<number, { server: NativeVfioUserServer; path: string }>();
+  readonly #served = new Map<number, Served>();
   #vfs = false;
 
   constructor(
@@ -72,14 +78,19 @@ export class EmbeddedBackend implements NvmeBackend {
     return {
       'vfio-user': {
         show: async ({ socketPath = last, filter, handover }: ExposeOptions = {}) => {
-          if (this.#servers.has(cntlid)) return;
+          if (this.#served.has(cntlid)) return;
           const options = filter === undefined ? {} : { filter: filter.toBytes() };
           if (handover !== undefined) {
-            const { fds, bytes } = handover;
-            const server = await native(() => this.#subsystem.adoptVfioUser(cntlid, fds, bytes, options));
-            const { path } = JSON.parse(server.status()) as { path: string };
-            this.#servers.set(cntlid, { server, path });
-            last = path;
+            await this.#await(cntlid, options);
+            if (handover === 'awaited') return;
+            try {
+              last = await this.#adopt(cntlid, handover);
+            } catch (error) {
+              await this.#hide(cntlid);
+              throw error;
+            }
+            const served = this.#served.get(cntlid);
+            if (served !== undefined && 'server' in served) served.awaited = undefined;
             return;
           }
           if (socketPath === undefined) {
@@ -90,50 +101,85 @@ export class EmbeddedBackend implements NvmeBackend {
           }
           const path = resolve(socketPath);
           const server = await native(() => this.#subsystem.exposeVfioUser(cntlid, path, options));
-          this.#servers.set(cntlid, { server, path });
+          this.#served.set(cntlid, { server });
           last = path;
         },
         detach: () => native(() => this.#server(cntlid).detach()),
-        resume: () => native(() => this.#server(cntlid).resume()),
-        surrender: () => native(() => this.#server(cntlid).surrender()),
-        hide: async () => {
-          const served = this.#servers.get(cntlid);
-          if (served === undefined) return;
-          await native(() => served.server.close());
-          this.#servers.delete(cntlid);
+        adopt: async (handover) => {
+          last = await this.#adopt(cntlid, handover);
         },
+        resume: async () => {
+          await native(() => this.#server(cntlid).resume());
+          const served = this.#served.get(cntlid);
+          if (served !== undefined && 'server' in served) served.awaited = undefined;
+        },
+        surrender: () => native(() => this.#server(cntlid).surrender()),
+        hide: () => this.#hide(cntlid),
       },
     };
   }
 
+  async #await(cntlid: number, options: NativeVfioUserOptions): Promise<void> {
+    const vacancy = await native(() => this.#subsystem.awaitVfioUser(cntlid, options));
+    this.#served.set(cntlid, { vacancy, options });
+  }
+
+  /** Gives the path of the socket. */
+  async #adopt(cntlid: number, { fds, bytes }: ExposureHandover): Promise<string> {
+    const served = this.#served.get(cntlid);
+    if (served === undefined || !('vacancy' in served))
+      throw new TowlineError(
+        'ERR_TOWLINE_EXPOSURE',
+        `controller ${cntlid} awaits no connection: expose it with handover: 'awaited'`,
+      );
+    const server = await native(() => served.vacancy.adopt(fds, bytes));
+    this.#served.set(cntlid, { server, awaited: served.options });
+    return (JSON.parse(server.status()) as { path: string }).path;
+  }
+
+  async #hide(cntlid: number): Promise<void> {
+    const served = this.#served.get(cntlid);
+    if (served === undefined) return;
+    if ('server' in served) await native(() => served.server.close());
+    else nativeSync(() => served.vacancy.close());
+    this.#served.delete(cntlid);
+  }
+
   #server(cntlid: number): NativeVfioUserServer {
-    const served = this.#servers.get(cntlid);
-    if (served !== undefined) return served.server;
+    const served = this.#served.get(cntlid);
+    if (served !== undefined && 'server' in served) return served.server;
     throw new TowlineError('ERR_TOWLINE_STATE', `controller ${cntlid} is on no socket`);
   }
 
   /** Config space and interrupts that are not delivered, of a function on a socket. */
   exposureState(cntlid: number): ExposureState | undefined {
-    const server = this.#servers.get(cntlid)?.server;
-    const format = server?.sectionFormat() ?? undefined;
-    if (server === undefined || format === undefined) return undefined;
+    const served = this.#served.get(cntlid);
+    const format = served && ('server' in served ? served.server : served.vacancy).sectionFormat();
+    if (served === undefined || typeof format !== 'string') return undefined;
     return {
       format,
+      handover: 'server' in served ? 'possible' : 'awaited',
       save: async ({ signal } = {}) => {
         throwIfAborted(signal);
-        return native(() => server.saveSection());
+        return native(() => this.#server(cntlid).saveSection());
       },
       restore: async (section, { signal } = {}) => {
         throwIfAborted(signal);
-        return native(() => server.restoreSection(section));
+        return native(() => this.#server(cntlid).restoreSection(section));
       },
-      forget: () => native(() => server.forgetSection()),
+      forget: async () => {
+        const now = this.#served.get(cntlid);
+        if (now === undefined || !('server' in now)) return;
+        if (now.awaited === undefined) return native(() => now.server.forgetSection());
+        await this.#hide(cntlid);
+        await this.#await(cntlid, now.awaited);
+      },
     };
   }
 
   async close(): Promise<void> {
-    for (const { server } of this.#servers.values()) await native(() => server.close()).catch(() => undefined);
-    this.#servers.clear();
+    for (const cntlid of this.#served.keys()) await this.#hide(cntlid).catch(() => undefined);
+    this.#served.clear();
     this.admin.close();
     await this.#closed();
   }

@@ -403,6 +403,11 @@ impl NativeSourceSession {
     }
 
     #[napi]
+    pub fn may_abort(&self) -> napi::Result<bool> {
+        Ok(self.shared.with(|s, _| Ok(s.may_abort()))?)
+    }
+
+    #[napi]
     pub fn timings(&self) -> napi::Result<String> {
         Ok(self.shared.with(|s, _| Ok(timings_json(s.timings())))?)
     }

@@ -406,6 +406,9 @@ impl VfioUserServer {
         };
         if handed.is_err() {
             self.go_on(running)?;
+        } else {
+            // It may be another process's from here on, whatever becomes of this one.
+            running.name.left = true;
         }
         handed
     }

@@ -374,7 +374,7 @@ impl SourceSession {
     /// [`EngineError::Misuse`] where it is too late or over; [`EngineError::Fence`] where the abort could not be made durable
     /// (the functions run all the same: without an intent nobody else can own them).
     pub fn abort(&mut self, reason: &str) -> Result<Vec<FunctionOutcome>, EngineError> {
-        if self.step > Step::CommitRefused {
+        if !self.may_abort() {
             return Err(self.misuse("abort"));
         }
         let start = Instant::now();
@@ -411,6 +411,12 @@ impl SourceSession {
             return Ok(());
         }
         self.config.fence.append(self.config.session, Role::Source, record)
+    }
+
+    /// Whether [`SourceSession::abort`] may give up: no destination can own the functions.
+    #[must_use]
+    pub fn may_abort(&self) -> bool {
+        self.step <= Step::CommitRefused
     }
 
     pub(super) fn stop_tracking(&mut self) {
