@@ -80,16 +80,25 @@ export function buildAddon() {
   return false;
 }
 
+/**
+ * Compiles the guest's sources into a flat image.
+ * @param {string} folder where they are
+ * @param {string} image what it makes
+ * @returns {boolean}
+ */
+export function compileGuest(folder, image) {
+  const sources = readdirSync(folder).filter((name) => name.endsWith('.c'));
+  const files = sources.toSorted().map((name) => join(folder, name));
+  const args = [...GUEST_FLAGS, `-Wl,-T,${join(folder, 'link.ld')}`, '-o', image, ...files];
+  return run('cc', args, "Debian's package gcc, or clang with lld") !== undefined;
+}
+
 /** @returns {boolean} */
 export function buildGuest() {
-  const folder = join(root, 'guest');
-  const sources = readdirSync(folder).filter((name) => name.endsWith('.c'));
   const out = mkdtempSync(join(tmpdir(), 'microvm-guest-'));
   try {
     const image = join(out, 'guest.bin');
-    const files = sources.toSorted().map((name) => join(folder, name));
-    const args = [...GUEST_FLAGS, `-Wl,-T,${join(folder, 'link.ld')}`, '-o', image, ...files];
-    if (run('cc', args, "Debian's package gcc, or clang with lld") === undefined) return false;
+    if (!compileGuest(join(root, 'guest'), image)) return false;
     put(image, join(root, 'native', 'guest.bin'));
     return true;
   } finally {

@@ -7,7 +7,7 @@ import { parseArgs } from 'node:util';
 import { unavailable, type Load } from '#native';
 import { KINDS, MODES, type Kind, type Mode, type Scale } from './protocol.js';
 import { runKind } from './run.js';
-import { runRounds } from './rounds.js';
+import { runRounds, type Round } from './rounds.js';
 import { isSabotage, SABOTAGES, type Sabotage } from './sabotage.js';
 import { Terminal } from './terminal.js';
 
@@ -143,13 +143,20 @@ if (typeof why === 'string') {
 }
 
 const terminal = values.json ? undefined : new Terminal(process.stdout);
+
+/** In JSON what was wrong is told at once as well: the line comes only where all rounds do. */
+function tellRound(round: Round): void {
+  if (terminal) return terminal.round(round);
+  for (const what of round.wrong) process.stderr.write(`round ${round.round}: ${what}\n`);
+}
+
 let verified = true;
 for (const kind of kinds) {
   terminal?.begin(kind, mode, scale);
   const line =
     rounds === undefined
       ? await runKind(kind, mode, scale, sabotage, (event) => terminal?.event(event))
-      : await runRounds(kind, mode, scale, rounds, (round) => terminal?.round(round));
+      : await runRounds(kind, mode, scale, rounds, tellRound);
   verified &&= line.verified;
   if (terminal) terminal.end(line);
   else console.log(JSON.stringify(line));

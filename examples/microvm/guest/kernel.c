@@ -69,11 +69,11 @@ __asm__(
     "kernel_spurious:\n"
     "    iretq\n"
 
-    /* Exceptions: vector and, where the processor pushes none, an error code; then the frame. */
+    /* Exceptions: RAX, vector and, where the processor pushes none, an error code of ones; then the frame. */
     ".macro exception vector, coded=0\n"
     "exception_\\vector:\n"
     ".if \\coded == 0\n"
-    "    push $0\n"
+    "    push $-1\n"
     ".endif\n"
     "    push $\\vector\n"
     "    jmp exception\n"
@@ -85,16 +85,17 @@ __asm__(
     "exception \\v, 1\n"
     ".endr\n"
     "exception:\n"
-    "    pop %rdi\n"
-    "    pop %rax\n"
-    "    pop %rsi\n"
-    "    mov %rsp, %rdx\n"
-    "    jmp kernel_exception\n");
+    "    push %rax\n"
+    "    mov %rsp, %rdi\n"
+    "    mov %cr2, %rsi\n"
+    "    and $-16, %rsp\n"
+    "    call kernel_exception\n");
 
 extern char kernel_doze[], kernel_read_msr[], kernel_write_msr[], kernel_read_debug[], kernel_write_debug[], kernel_entry[];
 extern char kernel_timer[], kernel_device0[], kernel_device1[], kernel_spurious[];
+/* Those whose gate leads straight to them: UD2 is how the rest gets here, so vector 6 is looked at by kernel_entry first. */
 #define EACH_EXCEPTION(f) \
-    f(0) f(1) f(2) f(4) f(5) f(6) f(7) f(8) f(9) f(10) f(11) f(12) f(13) f(14) f(15) f(16) f(17) f(18) f(19)
+    f(0) f(1) f(2) f(4) f(5) f(7) f(8) f(9) f(10) f(11) f(12) f(13) f(14) f(15) f(16) f(17) f(18) f(19)
 #define DECLARE(n) extern char exception_##n[];
 EACH_EXCEPTION(DECLARE)
 
@@ -105,12 +106,23 @@ __attribute__((used)) char *const kernel_table[] = {
 volatile uint64_t device_interrupts[MAX_VCPUS];
 volatile bool device_interrupted[MAX_VCPUS];
 
+struct frame {
+    uint64_t rax, vector, code, rip, cs, flags, rsp, ss;
+};
+
 /* Which vCPU it is tells the stack. */
-__attribute__((used)) _Noreturn void kernel_exception(uint64_t vector, uint64_t ip, uint64_t stack) {
-    const uint32_t id = stack > KERNEL_STACK_TOP_GPA(0);
-    STATUS(id)->exception = vector << 56 | ip;
-    STATUS(id)->failure = FAIL_EXCEPTION;
-    STATUS(id)->phase = PHASE_FAILED;
+__attribute__((used)) _Noreturn void kernel_exception(const struct frame *frame, uint64_t cr2) {
+    const uint32_t id = (uint64_t)frame > KERNEL_STACK_TOP_GPA(0);
+    volatile struct status *status = STATUS(id);
+    status->exception = frame->vector;
+    status->exception_code = frame->code;
+    status->exception_rip = frame->rip;
+    status->exception_rsp = frame->rsp;
+    status->exception_flags = frame->flags;
+    status->exception_rax = frame->rax;
+    status->exception_cr2 = cr2;
+    status->failure = FAIL_EXCEPTION;
+    status->phase = PHASE_FAILED;
     mmio_write32(PORT_FAILED_GPA, FAIL_EXCEPTION);
     for (;;) __asm__ volatile("cli; hlt");
 }
@@ -169,7 +181,7 @@ static void set_gate(unsigned vector, const char *handler, uint16_t type) {
 
 #define INTERRUPT_GATE 0x8e00
 
-/* Each vCPU writes the same: whoever is first, the other changes nothing. */
+/* Each vCPU writes the same, each gate once: whoever is first may be in need of it, and the other changes nothing. */
 void kernel_init(void) {
 #define SET(n) set_gate(n, exception_##n, INTERRUPT_GATE);
     EACH_EXCEPTION(SET)

@@ -117,7 +117,8 @@ struct status {
     uint64_t shadow_gpa; /* the page of shadow doorbells: u32 at the doorbell's offset - 0x1000 */
     /* of each vCPU */
     uint64_t records_gpa; /* where its records are when it writes PORT_RECORDS_GPA */
-    uint64_t exception; /* of FAIL_EXCEPTION: vector << 56 | RIP */
+    /* of FAIL_EXCEPTION: which, and where; ~0 as its error code where it has none */
+    uint64_t exception, exception_code, exception_rip, exception_rsp, exception_flags, exception_rax, exception_cr2;
 };
 
 /* 64 bytes; crates/tenant/src/record.rs documents them. The VMM fills in host_tag, epoch and t_ns: they are about who logs, and when, which a

@@ -9,8 +9,8 @@ use crate::device::bar::{Bar0, DOORBELLS};
 use crate::device::client::Client;
 use crate::device::msix::Msix;
 use crate::layout::{
-    BAR0_GPA, BAR0_ROOM, BAR4_GPA, BAR4_ROOM, CONFIG_GPA, MAX_VCPUS, PAGE, PORT_FAILED, PORT_GPA, PORT_RECORDS, at,
-    failure_words, status_gpa,
+    BAR0_GPA, BAR0_ROOM, BAR4_GPA, BAR4_ROOM, CONFIG_GPA, MAX_VCPUS, PAGE, PORT_FAILED, PORT_GPA, PORT_RECORDS, Status,
+    at, status_gpa,
 };
 use crate::ram::Ram;
 use crate::records::RecordLog;
@@ -105,6 +105,12 @@ impl Bus {
         }
     }
 
+    /// What the program left in memory about why it can't go on.
+    pub fn guest_failure(&self) -> Option<String> {
+        let words = |vcpu| self.ram.read_obj::<Status>(status_gpa(vcpu)).and_then(|s| s.failure_words());
+        (0..MAX_VCPUS).find_map(|vcpu| words(vcpu).map(|words| format!("vCPU {vcpu} of the guest: {words}")))
+    }
+
     /// A word from the program to the VMM.
     fn port_write(&self, port: u64, data: &[u8]) {
         let Some(value) = data.first_chunk().map(|b| u32::from_le_bytes(*b)) else { return };
@@ -119,7 +125,7 @@ impl Bus {
                     self.fail(format!("records: {e}"));
                 }
             }
-            PORT_FAILED => self.fail(format!("the guest failed: {}", failure_words(value))),
+            PORT_FAILED => self.fail(self.guest_failure().unwrap_or_else(|| format!("the guest failed ({value})"))),
             _ => {}
         }
     }

@@ -124,6 +124,12 @@ pub struct Status {
     pub shadow_gpa: u64,
     pub records_gpa: u64,
     pub exception: u64,
+    pub exception_code: u64,
+    pub exception_rip: u64,
+    pub exception_rsp: u64,
+    pub exception_flags: u64,
+    pub exception_rax: u64,
+    pub exception_cr2: u64,
 }
 
 // SAFETY: integers only, without padding (the test against layout.h compares every offset), so any bytes are a value.
@@ -139,8 +145,36 @@ pub const PHASE_RUNNING: u32 = 2;
 pub const PHASE_DRAINED: u32 = 3;
 pub const PHASE_FAILED: u32 = 5;
 
+impl Status {
+    /// Why the program can't go on; `None` while it can.
+    pub fn failure_words(&self) -> Option<String> {
+        if self.phase != PHASE_FAILED {
+            return None;
+        }
+        let words = failure_words(self.failure);
+        if self.failure != FAIL_EXCEPTION {
+            return Some(words.into());
+        }
+        let code = match self.exception_code {
+            u64::MAX => String::new(),
+            code => format!(", error code {code:#x}"),
+        };
+        Some(format!(
+            "{words}: vector {}{code}, RIP {:#x}, RSP {:#x}, RFLAGS {:#x}, RAX {:#x}, CR2 {:#x}",
+            self.exception,
+            self.exception_rip,
+            self.exception_rsp,
+            self.exception_flags,
+            self.exception_rax,
+            self.exception_cr2
+        ))
+    }
+}
+
+const FAIL_EXCEPTION: u32 = 10;
+
 /// What a `FAIL_` code says.
-pub fn failure_words(code: u32) -> &'static str {
+fn failure_words(code: u32) -> &'static str {
     match code {
         1 => "the parameters are none, or impossible",
         2 => "no device answers",
@@ -151,7 +185,7 @@ pub fn failure_words(code: u32) -> &'static str {
         7 => "fewer I/O queue pairs granted than vCPUs",
         8 => "the namespace has too few units, or other blocks",
         9 => "RAM has no room for a working set",
-        10 => "a processor exception",
+        FAIL_EXCEPTION => "a processor exception",
         _ => "an unknown failure",
     }
 }
@@ -216,6 +250,7 @@ mod tests {
             ("PORT_RECORDS_GPA", PORT_GPA + PORT_RECORDS),
             ("PORT_FAILED_GPA", PORT_GPA + PORT_FAILED),
             ("PARAMETERS_MAGIC", PARAMETERS_MAGIC),
+            ("FAIL_EXCEPTION", FAIL_EXCEPTION.into()),
             ("PHASE_BOOTING", PHASE_BOOTING.into()),
             ("PHASE_RUNNING", PHASE_RUNNING.into()),
             ("PHASE_DRAINED", PHASE_DRAINED.into()),
@@ -282,7 +317,13 @@ mod tests {
                 working_set_limit,
                 shadow_gpa,
                 records_gpa,
-                exception
+                exception,
+                exception_code,
+                exception_rip,
+                exception_rsp,
+                exception_flags,
+                exception_rax,
+                exception_cr2
             }
         ));
         let folder = std::env::temp_dir().join(format!("microvm-layout-{}", std::process::id()));

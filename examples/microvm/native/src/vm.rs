@@ -17,9 +17,7 @@ use crate::device::doorbells::Doorbells;
 use crate::device::msix::Msix;
 use crate::error::{Error, Result};
 use crate::filter::Filter;
-use crate::layout::{
-    BAR0_ROOM, BAR4_ROOM, MAX_VCPUS, PHASE_FAILED, PHASE_RUNNING, Status, at, failure_words, status_gpa,
-};
+use crate::layout::{BAR0_ROOM, BAR4_ROOM, MAX_VCPUS, PHASE_RUNNING, Status, at, status_gpa};
 use crate::machine::Machine;
 use crate::ram::{Ram, RangeSpec};
 use crate::records::{Kind as RecordKind, RecordLog};
@@ -444,14 +442,9 @@ impl Vm {
 
     /// Why it can't go on.
     pub fn failure(&self) -> Option<String> {
-        let guest = || {
-            let failed =
-                self.vcpus.iter().map(|v| (v.index, self.status(v.index))).find(|(_, s)| s.phase == PHASE_FAILED);
-            failed.map(|(n, s)| format!("vCPU {n} of the guest: {} ({:#x})", failure_words(s.failure), s.exception))
-        };
         let device = || self.bus.device().and_then(|d| d.client.failure()).map(|why| format!("device: {why}"));
         let placed = lock(&self.state).placed;
-        self.bus.failure().or_else(|| if placed { guest() } else { None }).or_else(device)
+        self.bus.failure().or_else(|| if placed { self.bus.guest_failure() } else { None }).or_else(device)
     }
 
     /// Doorbells by MMIO exit and by ioeventfd.

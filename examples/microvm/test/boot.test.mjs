@@ -1,0 +1,92 @@
+// Two vCPUs start at the same time, on the same tables. A guest without a device says so, and nothing else happens to it before.
+import { closeSync, cpSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import test from 'ava';
+import { GuestMemory } from 'towline';
+import { compileGuest } from '../build.mjs';
+
+/** Elsewhere there is no native part. */
+const native =
+  process.platform === 'linux' && process.arch === 'x64'
+    ? await import(fileURLToPath(new URL('../native/index.js', import.meta.url)))
+    : undefined;
+const why = native === undefined ? 'only built for Linux on x86-64' : native.unavailable();
+/** @param {string} title @param {(t: import('ava').ExecutionContext) => Promise<void>} body */
+const run = (title, body) =>
+  why === undefined ? test.serial(title, body) : test.serial.skip(`${title}: ${why}`, body);
+const BOOTS = 40;
+
+/**
+ * The guest with each gate of its interrupt table followed by a while of nothing, so that the vCPUs do not miss each other there.
+ * @param {Record<string, string>} changes what else is replaced in kernel.c
+ */
+function slowGuest(changes = {}) {
+  const folder = mkdtempSync(join(tmpdir(), 'microvm-guest-'));
+  try {
+    cpSync(fileURLToPath(new URL('../guest', import.meta.url)), folder, { recursive: true });
+    const file = join(folder, 'kernel.c');
+    let source = readFileSync(file, 'utf8');
+    const all = {
+      '        .high = (uint32_t)(address >> 32),\n    };\n':
+        '        .high = (uint32_t)(address >> 32),\n    };\n    for (const uint64_t end = rdtsc() + 100000; rdtsc() < end;) {}\n',
+      ...changes,
+    };
+    for (const [from, to] of Object.entries(all)) {
+      if (source.split(from).length !== 2) throw new Error(`kernel.c does not have once: ${from}`);
+      source = source.replace(from, to);
+    }
+    writeFileSync(file, source);
+    const image = join(folder, 'guest.bin');
+    if (!compileGuest(folder, image)) throw new Error('it does not compile');
+    return new Uint8Array(readFileSync(image));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+/** Boots it many times, and tells what each one said. @param {Uint8Array} image @returns {Promise<string[]>} */
+async function boots(image) {
+  const memory = GuestMemory.anonymous('boot', 64n << 20n);
+  const logFd = openSync('/dev/null', 'w');
+  /** @type {string[]} */
+  const said = [];
+  try {
+    for (let n = 0; n < BOOTS; n++) {
+      const vm = new native.Vm({ vcpus: 2, memory: memory.regions(), logFd });
+      try {
+        vm.boot(image, { warm: false });
+        vm.run();
+        said.push(
+          await vm.ready(10_000).then(
+            () => 'ready',
+            (/** @type {Error} */ error) => error.message,
+          ),
+        );
+      } finally {
+        vm.close();
+      }
+    }
+  } finally {
+    closeSync(logFd);
+    memory.close();
+  }
+  return said;
+}
+
+run('a vCPU that starts later leaves the interrupt table as the other one uses it', async (t) => {
+  const said = await boots(slowGuest());
+  t.deepEqual([...new Set(said)], ['microvm: device: vCPU 0 of the guest: no device answers']);
+});
+
+run('sabotage: one that writes a gate twice is noticed, and the exception is told', async (t) => {
+  const said = await boots(slowGuest({ 'f(5) f(7)': 'f(5) f(6) f(7)' }));
+  const exceptions = said.filter((words) => words.includes('a processor exception'));
+  t.true(exceptions.length > 0);
+  for (const words of exceptions)
+    t.regex(
+      words,
+      /^microvm: device: vCPU [01] of the guest: a processor exception: vector 6, RIP 0x10[0-9a-f]{4}, RSP 0x/,
+    );
+});
