@@ -28,8 +28,17 @@ const MAX_FILE_BYTES: u64 = 16 << 20;
 pub struct Journal {
     dir: PathBuf,
     inner: Mutex<Inner>,
-    // Holds the lock on the directory; released by the kernel when the process dies.
-    _lock: File,
+    _lock: DirLock,
+}
+
+/// Holds the lock on the directory; released by the kernel when the process dies.
+struct DirLock(File);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // A process that was forked meanwhile would hold on to the lock until it executes something.
+        let _ = self.0.unlock();
+    }
 }
 
 struct Inner {
@@ -62,18 +71,19 @@ impl Journal {
         let dir = dir.into();
         make_dir(&dir)?;
         let lock_path = dir.join("lock");
-        let lock = OpenOptions::new()
+        let lock_file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
             .open(&lock_path)
             .map_err(io_error(&lock_path, "open"))?;
-        match lock.try_lock() {
+        match lock_file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(FenceError::Owned { path: dir.display().to_string() }),
             Err(TryLockError::Error(source)) => return Err(io_error(&lock_path, "lock")(source)),
         }
+        let lock = DirLock(lock_file);
         let handle = File::open(&dir).map_err(io_error(&dir, "open"))?;
         let mut sessions = BTreeMap::new();
         for entry in std::fs::read_dir(&dir).map_err(io_error(&dir, "list"))? {
@@ -260,4 +270,21 @@ fn read_capped(path: &Path) -> Result<Result<Vec<u8>, String>, FenceError> {
         return Ok(Err(format!("the file has {length} bytes, the limit is {MAX_FILE_BYTES}")));
     }
     std::fs::read(path).map(Ok).map_err(io_error(path, "read"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_journal_is_free_also_where_a_forked_process_still_has_its_descriptors() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path()).unwrap();
+        // What a fork leaves to the child until it executes something.
+        let inherited = journal._lock.0.try_clone().unwrap();
+        assert!(matches!(Journal::open(dir.path()), Err(FenceError::Owned { .. })));
+        drop(journal);
+        Journal::open(dir.path()).unwrap();
+        drop(inherited);
+    }
 }
