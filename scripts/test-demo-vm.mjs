@@ -68,7 +68,7 @@ await good('demo:vm --dirty ring --doorbells mmio', ['--dirty', 'ring', '--doorb
 await good('demo:vm --vcpus 1', ['--vcpus', '1'], { vcpus: 1 });
 // The guest writes faster than the link carries: its vCPUs are slowed down, its function is, or it stays where it is.
 const slowLink = {
-  throttle: ['--link', '32', '--dirty-rate', '30'],
+  throttle: ['--link', '24', '--dirty-rate', '30'],
   'device-limit': ['--link', '16', '--dirty-rate', '0'],
 };
 for (const [means, args] of Object.entries(slowLink)) {
@@ -82,7 +82,7 @@ for (const [means, args] of Object.entries(slowLink)) {
 }
 await check('demo:vm --converge give-up', [...SMALL, ...slowLink.throttle, '--converge', 'give-up'], 0, (lines) => {
   must(lines.length === 1, `${lines.length} lines`);
-  for (const line of lines) mustHaveGivenUp(line, 32 << 20);
+  for (const line of lines) mustHaveGivenUp(line, 24 << 20);
 });
 // What early-irq is made of, in the right order: queues full of commands that the destination does.
 await good('demo:vm --iops-limit 50', ['--iops-limit', '50']);

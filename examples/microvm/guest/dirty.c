@@ -2,6 +2,8 @@
 #include "guest.h"
 
 #define BATCH 64
+/* How late a doze, of a heartbeat's length, may end without anything being missed. */
+#define LATE_US 1000
 #define MARK 0x5745545f4547415dull
 
 static bool write_page(struct vcpu *vcpu, uint64_t index) {
@@ -30,7 +32,13 @@ bool dirty_run(struct vcpu *vcpu, uint64_t elapsed) {
     }
     if (pages == 0) return false;
     const uint64_t second = PARAMETERS->tsc_khz * 1000ull;
-    vcpu->dirty_budget += elapsed * (CONTROL->dirty_pages_per_s / parts);
+    const uint64_t rate = CONTROL->dirty_pages_per_s / parts;
+    vcpu->dirty_budget += elapsed * rate;
+    /* As a program that writes what it has worked out: what it got no processor for, it does not make up for. Else a throttled vCPU could write
+     * as much as before, and how much of it would be up to how fast the machine is. */
+    uint64_t most = ticks_of_us(CONTROL->heartbeat_us + LATE_US) * rate;
+    if (most < second) most = second;
+    if (vcpu->dirty_budget > most) vcpu->dirty_budget = most;
     for (unsigned n = 0; n < BATCH; n++) {
         if (vcpu->dirty_budget < second) return false;
         vcpu->dirty_budget -= second;

@@ -1,11 +1,9 @@
 // Two vCPUs start at the same time, on the same tables. A guest without a device says so, and nothing else happens to it before.
-import { closeSync, cpSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { closeSync, openSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import test from 'ava';
 import { GuestMemory } from 'towline';
-import { compileGuest } from '../build.mjs';
+import { changedGuest } from './changed-guest.mjs';
 
 /** Elsewhere there is no native part. */
 const native =
@@ -22,29 +20,12 @@ const BOOTS = 40;
  * The guest with each gate of its interrupt table followed by a while of nothing, so that the vCPUs do not miss each other there.
  * @param {Record<string, string>} changes what else is replaced in kernel.c
  */
-function slowGuest(changes = {}) {
-  const folder = mkdtempSync(join(tmpdir(), 'microvm-guest-'));
-  try {
-    cpSync(fileURLToPath(new URL('../guest', import.meta.url)), folder, { recursive: true });
-    const file = join(folder, 'kernel.c');
-    let source = readFileSync(file, 'utf8');
-    const all = {
-      '        .high = (uint32_t)(address >> 32),\n    };\n':
-        '        .high = (uint32_t)(address >> 32),\n    };\n    for (const uint64_t end = rdtsc() + 100000; rdtsc() < end;) {}\n',
-      ...changes,
-    };
-    for (const [from, to] of Object.entries(all)) {
-      if (source.split(from).length !== 2) throw new Error(`kernel.c does not have once: ${from}`);
-      source = source.replace(from, to);
-    }
-    writeFileSync(file, source);
-    const image = join(folder, 'guest.bin');
-    if (!compileGuest(folder, image)) throw new Error('it does not compile');
-    return new Uint8Array(readFileSync(image));
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
-}
+const slowGuest = (changes = {}) =>
+  changedGuest('kernel.c', {
+    '        .high = (uint32_t)(address >> 32),\n    };\n':
+      '        .high = (uint32_t)(address >> 32),\n    };\n    for (const uint64_t end = rdtsc() + 100000; rdtsc() < end;) {}\n',
+    ...changes,
+  });
 
 /** Boots it many times, and tells what each one said. @param {Uint8Array} image @returns {Promise<string[]>} */
 async function boots(image) {

@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 import { embedded } from 'towline/rehearsal';
+import { changedGuest } from './changed-guest.mjs';
 
 const MIB = 1 << 20;
 const UNIT = 4096;
@@ -67,8 +68,9 @@ function judge(t, log, disk, nextSeq) {
  * @param {string} title
  * @param {'mmio' | 'ioeventfd'} doorbells
  * @param {(t: import('ava').ExecutionContext, vm: any, files: { ram: number, log: string, disk: string }) => Promise<void>} body
+ * @param {() => Uint8Array} [image] of another guest
  */
-function guest(title, doorbells, body) {
+function guest(title, doorbells, body, image = () => native.guestImage()) {
   run(why === undefined ? title : `${title}: ${why}`, async (t) => {
     if (!native) return;
     const folder = mkdtempSync(join(tmpdir(), 'microvm-'));
@@ -87,7 +89,7 @@ function guest(title, doorbells, body) {
       const vm = new native.Vm({ memory: [{ gpa: 0n, len: BigInt(64 * MIB), fd: ram }], logFd: log, hostTag: 7 });
       try {
         t.is((await vm.connect({ socketPath, doorbells })).vectors, 3);
-        vm.boot(native.guestImage(), { units: 512, doorbells });
+        vm.boot(image(), { units: 512, doorbells });
         vm.setLoad({ iops: 2000, dirtyPagesPerS: 2000, workingSetPages: 256 });
         vm.armInterrupts();
         vm.run();
@@ -146,3 +148,42 @@ guest('the guest counts what is lost', 'mmio', async (t, vm, { ram }) => {
   t.true(vm.status().total.memoryErrors > 0n);
   t.true(vm.status().total.stateErrors > 0n);
 });
+
+/**
+ * How much a throttled guest writes, as a share of what it may at most: what its vCPUs' time in the guest is worth, and a doze's for each slice of
+ * the throttle that they were out of it.
+ * @param {any} vm
+ */
+async function writtenWhileThrottled(vm) {
+  const [rate, sliceS, dozeS] = [4000, 0.01, 0.002];
+  vm.setLoad({ iops: 100, dirtyPagesPerS: rate, workingSetPages: 256 });
+  vm.setThrottle(99);
+  const now = () => ({
+    s: performance.now() / 1000,
+    pages: Number(vm.status().total.pagesWritten),
+    throttledS: Number(vm.counters().throttledNs) / 1e9,
+  });
+  await until(() => vm.counters().throttledNs > 200_000_000n);
+  const before = now();
+  await until(() => now().throttledS - before.throttledS > 2);
+  const after = now();
+  vm.setThrottle(0);
+  const seconds = after.s - before.s;
+  const inGuest = Math.max(0, seconds - (after.throttledS - before.throttledS) / 2);
+  return (after.pages - before.pages) / (rate * (inGuest + (seconds / sliceS + 2) * dozeS));
+}
+
+guest('a throttled guest writes less', 'ioeventfd', async (t, vm) => {
+  const share = await writtenWhileThrottled(vm);
+  t.true(share > 0.05 && share < 1.2, `${share}`);
+});
+
+guest(
+  'sabotage: one that makes up for it is noticed',
+  'ioeventfd',
+  async (t, vm) => {
+    const share = await writtenWhileThrottled(vm);
+    t.true(share > 1.5, `${share}`);
+  },
+  () => changedGuest('dirty.c', { '    if (vcpu->dirty_budget > most) vcpu->dirty_budget = most;\n': '' }),
+);
