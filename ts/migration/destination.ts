@@ -128,7 +128,8 @@ class DestinationMigration {
     } catch (error) {
       return await this.#undo(error);
     } finally {
-      this.#session?.close();
+      // Until it has ended, it holds the functions and the memory.
+      await this.#session?.end().catch(() => undefined);
       parts?.close();
     }
   }
@@ -147,8 +148,9 @@ class DestinationMigration {
     try {
       const offer = await this.#readOffer(session);
       if (offer?.type === 'offer') return await this.#drive(session, offer);
-      session.close();
+      const ended = session.end();
       link.end();
+      await ended;
       return undefined;
     } finally {
       this.options.signal?.removeEventListener('abort', onAbort);

@@ -145,9 +145,11 @@ class SourceMigration {
       return await this.#undo(error);
     } finally {
       await this.#converge.lift();
-      this.#session?.close();
-      this.#exposures?.close();
+      // Until it has ended, it holds the functions and the memory.
+      const ended = this.#session?.end().catch(() => undefined);
       link?.end();
+      await ended;
+      this.#exposures?.close();
       parts?.close();
     }
   }

@@ -344,8 +344,7 @@ export interface NativeSourceSession {
   /** Whether a rehearsed fault has really happened: one that never did proves nothing. */
   fired(): boolean;
   timings(): string;
-  close(): void;
-  /** As `close`, and resolves once the session holds nothing any more: its fence, its channels. */
+  /** Rolls back what is not over. Resolves once the session holds nothing any more: its fence, its channels, its memory. */
   end(): Promise<void>;
 }
 
@@ -383,8 +382,7 @@ export interface NativeDestinationSession {
   /** Whether a rehearsed fault has really happened: one that never did proves nothing. */
   fired(): boolean;
   timings(): string;
-  close(): void;
-  /** As `close`, and resolves once the session holds nothing any more: its fence, its channels. */
+  /** Rolls back what is not over. Resolves once the session holds nothing any more: its fence, its channels, its memory. */
   end(): Promise<void>;
 }
 

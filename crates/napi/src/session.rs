@@ -88,7 +88,7 @@ impl<T> Shared<T> {
         let _ = std::thread::Builder::new().name("towline-close".into()).spawn(dropped);
     }
 
-    /// As [`Shared::close`], for who has to know when it is done: what the session held is free then.
+    /// As [`Shared::close`], and tells when it is done: what the session held is free then.
     fn end<'e>(self: &Arc<Self>, env: &'e Env) -> napi::Result<Object<'e>>
     where
         T: Send + 'static,

@@ -413,11 +413,6 @@ impl NativeSourceSession {
     }
 
     #[napi]
-    pub fn close(&self) {
-        self.shared.close();
-    }
-
-    #[napi]
     pub fn end<'e>(&self, env: &'e Env) -> napi::Result<Object<'e>> {
         self.shared.end(env)
     }
