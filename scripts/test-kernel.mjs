@@ -22,7 +22,7 @@ import { lost, parseGuestConsole, reached } from './lib/guest-console.mjs';
 import { endLines, failureLines, lineByLine, progress } from './lib/guest-report.mjs';
 import { bundleGuest } from './lib/guest-bundle.mjs';
 import { fillRunFolder, guestCommand, guestRoot, runGuest, startHost, withRunFolder } from './lib/guest.mjs';
-import { bootSeconds, planBoots, rolesOf, stepName } from './lib/kernel-plan.mjs';
+import { bootSeconds, planBoots, rolesOf, secondsToBoot, stepName } from './lib/kernel-plan.mjs';
 import { failures, jsonLine, table, total } from './lib/kernel-rows.mjs';
 import { root, run } from './lib/process.mjs';
 import { closingLines, exitCode, noCounts, sum } from './lib/results.mjs';
@@ -137,7 +137,7 @@ async function attempt(guestRootPath, boot, again = '') {
         const tell = teller(name);
         if (program?.isReady === false) return { console: '', problem: undefined, stderr: '', crashed: false, name };
         const { heard, close } = keeper(`${name}.console`, options.verbose ? tell : progress(tell));
-        const guest = await runGuest(command, bootSeconds(boot), heard, abort.signal);
+        const guest = await runGuest(command, { seconds: bootSeconds(boot), secondsToBoot }, heard, abort.signal);
         await close();
         if (guest.problem !== undefined) process.stderr.write(`${name}: ${guest.problem}\n`);
         // The other one of a pair would wait for it.

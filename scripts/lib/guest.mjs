@@ -5,6 +5,7 @@ import { access, chmod, copyFile, mkdir, mkdtemp, open, statfs, writeFile } from
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 
+import { reached } from './guest-console.mjs';
 import { machineScript, rolesOf, stepName, stepScript } from './kernel-plan.mjs';
 import { root, run } from './process.mjs';
 
@@ -166,12 +167,13 @@ export function guestCommand(guestRootPath, folder, { kernel, machine }, role) {
 /**
  * Runs a guest to its end.
  * @param {{ args: string[], env: NodeJS.ProcessEnv }} command from {@link guestCommand}
- * @param {number} seconds The longest it may take.
+ * @param {{ seconds: number, secondsToBoot: number }} limits How long it may take at most, and how long until it says that it has booted: a
+ *   kernel that gives up without a word would otherwise be waited for as long as all its suites may take.
  * @param {(text: string) => void} [heard] Gets the console as it comes.
  * @param {AbortSignal} [signal] Ends it.
  * @returns {Promise<{ console: string, problem: string | undefined, stderr: string, crashed: boolean }>} `crashed`: QEMU itself did.
  */
-export function runGuest({ args, env }, seconds, heard, signal) {
+export function runGuest({ args, env }, { seconds, secondsToBoot }, heard, signal) {
   return new Promise((resolve) => {
     // By `timeout`, which also ends it where this process is gone.
     const child = spawn('timeout', ['--kill-after=5', String(seconds), ...args], {
@@ -183,21 +185,37 @@ export function runGuest({ args, env }, seconds, heard, signal) {
     signal?.addEventListener('abort', cleanup, { once: true });
     let console = '';
     let stderr = '';
+    let isStuck = false;
+    /** @type {NodeJS.Timeout | undefined} */
+    let booting = setTimeout(() => {
+      isStuck = true;
+      cleanup();
+    }, secondsToBoot * 1000);
+    const over = () => {
+      clearTimeout(booting);
+      cleanups.delete(cleanup);
+      signal?.removeEventListener('abort', cleanup);
+    };
     child.stdout.setEncoding('utf8').on('data', (text) => {
       console += text;
+      if (booting !== undefined && reached(console).booted) {
+        clearTimeout(booting);
+        booting = undefined;
+      }
       heard?.(text);
     });
     child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
     child.on('error', (error) => {
-      cleanups.delete(cleanup);
+      over();
       resolve({ console, problem: String(error), stderr, crashed: false });
     });
     child.on('close', (code, death) => {
-      cleanups.delete(cleanup);
+      over();
+      const stuck = isStuck ? `the guest did not boot within ${secondsToBoot} s` : undefined;
       const late = code === 124 || code === 137 ? `the guest did not end within ${seconds} s` : undefined;
       resolve({
         console,
-        problem: code === 0 ? undefined : (late ?? `QEMU ended with ${code ?? death}: ${complaints(stderr)}`),
+        problem: code === 0 ? undefined : (stuck ?? late ?? `QEMU ended with ${code ?? death}: ${complaints(stderr)}`),
         stderr,
         crashed: crashes.has(death) || crashes.has(code),
       });
